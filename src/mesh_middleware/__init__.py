@@ -1,0 +1,1 @@
+"""Join a Consul service mesh from Python, with no sidecar proxy."""
