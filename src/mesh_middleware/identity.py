@@ -22,8 +22,8 @@ MAX_URI_BYTES = 2048
 
 _TRUST_DOMAIN = re.compile(r"[a-z0-9._-]{1,255}")
 _URI = re.compile(r"spiffe://([^/?#]*)((?:/[^?#]*)?)")
-_SEGMENT = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-F]{2})+")
-_UNESCAPED = "~!$&'()*+,;=:@"
+_SEGMENT = re.compile(r"(?:[A-Za-z0-9._~$&+,;=:@-]|%[0-9A-F]{2})+")
+_UNESCAPED = "~$&+,;=:@"
 _SERVICE = re.compile(r"(?:/ap/([^/]+))?/ns/([^/]+)/dc/([^/]+)/svc/([^/]+)")
 _AGENT = re.compile(r"(?:/ap/([^/]+))?/agent/client/dc/([^/]+)/id/([^/]+)")
 _GATEWAY = re.compile(r"(?:/ap/([^/]+))?/gateway/mesh/dc/([^/]+)")
