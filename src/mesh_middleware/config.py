@@ -1,0 +1,315 @@
+"""
+Settings: arguments, then file, then environment, then default.
+
+Owns the names and meanings of all options, the nearest-name hints, and Consul's own environment
+variables. Reads only the mappings it is given; files named by a setting are read by who uses them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, Literal, get_args
+from urllib.parse import urlsplit
+
+from .exceptions import ConfigError
+
+DEFAULT_AGENT = "http://127.0.0.1:8500"
+MAX_ANSWER_BYTES = 8 * 1024 * 1024
+Mode = Literal["enforce", "shadow"]
+Reading = Literal["strict", "envoy"]
+DefaultPolicy = Literal["allow", "deny"]
+
+_TRUE = frozenset({"1", "t", "T", "true", "TRUE", "True"})
+_FALSE = frozenset({"0", "f", "F", "false", "FALSE", "False"})
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)?")
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, None: 1.0}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """
+    Every option of the mesh; `load_settings` makes one from its sources.
+
+    Args:
+        service: name of this service in Consul. The only one without a default.
+        port: TCP port the service is reached at; the server door fills it in.
+        address: address others reach it at; empty means the agent's own.
+        service_id: Consul's ID of this instance; ``<service>-<port>`` unless set.
+        tags: registered with the instance.
+        meta: registered with the instance.
+        register: whether the instance is registered at all.
+        agent: address of the Consul agent: ``http://``, ``https://`` or ``unix://``.
+        token: ACL token. Never shown.
+        token_file: file with the ACL token; wins over *token*.
+        ca_file: CA certificates that verify an ``https`` agent.
+        ca_path: directory of such certificates.
+        client_cert: certificate this process shows to an ``https`` agent.
+        client_key: its key file.
+        tls_server_name: name verified in the agent's certificate.
+        verify_agent: whether the agent's certificate is verified.
+        auth: ``user:password`` for HTTP Basic. Never shown.
+        datacenter: where services are looked up; the agent's own unless set.
+        namespace: of this service; only Enterprise agents accept one.
+        partition: of this service; only Enterprise agents accept one.
+        default_policy: verdict where no intention matches; discovered unless set.
+        mode: ``enforce``, or ``shadow``: requests pass, would-be denials are logged.
+        reading: how targets are read: ``strict`` (all readings must allow) or ``envoy``.
+        exempt: canonical paths that anyone may call, plaintext included; exact, comma-separated.
+        domain: Consul's DNS domain in upstream names.
+        wait: seconds a blocking query lasts.
+        check_ttl: seconds of the registration's TTL check.
+        ready_timeout: seconds the start waits for the agent before serving anyway.
+        max_answer_bytes: largest answer of the agent that is read.
+        plugins: whether installed plugins are loaded.
+    """
+
+    service: str
+    port: int = 0
+    address: str = ""
+    service_id: str = ""
+    tags: tuple[str, ...] = ()
+    meta: Mapping[str, str] = field(default_factory=dict)
+    register: bool = True
+    agent: str = DEFAULT_AGENT
+    token: str = field(default="", repr=False)
+    token_file: str = ""
+    ca_file: str = ""
+    ca_path: str = ""
+    client_cert: str = ""
+    client_key: str = ""
+    tls_server_name: str = ""
+    verify_agent: bool = True
+    auth: str = field(default="", repr=False)
+    datacenter: str = ""
+    namespace: str = ""
+    partition: str = ""
+    default_policy: DefaultPolicy | None = None
+    mode: Mode = "enforce"
+    reading: Reading = "strict"
+    exempt: tuple[str, ...] = ()
+    domain: str = "consul"
+    wait: float = 300.0
+    check_ttl: float = 15.0
+    ready_timeout: float = 1.0
+    max_answer_bytes: int = MAX_ANSWER_BYTES
+    plugins: bool = True
+
+    @property
+    def instance_id(self) -> str:
+        """Consul's ID of this instance."""
+        return self.service_id or (f"{self.service}-{self.port}" if self.port else self.service)
+
+
+NAMES = tuple(f.name for f in fields(Settings))
+"""Every option, as written in a ``[mesh]`` table; ``MESH_<NAME>`` in Flask and the environment."""
+
+_CONSUL_VARIABLES = {
+    "CONSUL_HTTP_TOKEN": "token",
+    "CONSUL_HTTP_TOKEN_FILE": "token_file",
+    "CONSUL_HTTP_AUTH": "auth",
+    "CONSUL_CACERT": "ca_file",
+    "CONSUL_CAPATH": "ca_path",
+    "CONSUL_CLIENT_CERT": "client_cert",
+    "CONSUL_CLIENT_KEY": "client_key",
+    "CONSUL_TLS_SERVER_NAME": "tls_server_name",
+    "CONSUL_NAMESPACE": "namespace",
+    "CONSUL_PARTITION": "partition",
+}
+
+
+def load_settings(
+    arguments: Mapping[str, Any] | None = None,
+    *,
+    file: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] | None = None,
+    where: str = "the [mesh] table",
+) -> Settings:
+    """
+    Make settings from their sources; the first that names an option wins.
+
+    Args:
+        arguments: given in code; ``None`` values count as not given.
+        file: the ``[mesh]`` table, or Flask's ``MESH_*`` without the prefix.
+        environ: environment variables; the process's own unless given.
+        where: what *file* is called in messages.
+
+    Raises:
+        ConfigError: an option is unknown (the nearest known one is named), a value is unusable,
+            or there is no service name.
+    """
+    environ = os.environ if environ is None else environ
+    given = {k: v for k, v in (arguments or {}).items() if v is not None}
+    _check_names(given, "the arguments")
+    _check_names(file or {}, where)
+    merged = {**_from_consul(environ), **_from_mesh(environ), **(file or {}), **given}
+    values = {name: _convert(name, value) for name, value in merged.items()}
+    if not values.get("service"):
+        raise ConfigError(
+            f'no service name: set service = "..." in {where}, or MESH_SERVICE in the environment'
+        )
+    return _checked(Settings(**values))
+
+
+def flask_options(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Take the ``MESH_*`` keys of a Flask configuration, without the prefix, in lower case."""
+    return {k[5:].lower(): v for k, v in config.items() if k.startswith("MESH_")}
+
+
+def parse_seconds(text: str) -> float:
+    """
+    Read a duration: ``15``, ``15s``, ``500ms``, ``5m``, ``1h``.
+
+    Raises:
+        ValueError: it is none.
+    """
+    found = _DURATION.fullmatch(text.strip())
+    if not found:
+        raise ValueError("a duration is a number with ms, s, m or h")
+    return float(found[1]) * _SECONDS[found[2]]
+
+
+def _check_names(given: Mapping[str, Any], where: str) -> None:
+    for name in given:
+        if name not in NAMES:
+            near = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.0)[0]
+            raise ConfigError(
+                f"{where}: unknown option {name!r}; the nearest known one is {near!r}"
+            )
+
+
+def _from_mesh(environ: Mapping[str, str]) -> dict[str, Any]:
+    names = ((name, f"MESH_{name.upper()}") for name in NAMES)
+    return {name: environ[variable] for name, variable in names if environ.get(variable)}
+
+
+def _from_consul(environ: Mapping[str, str]) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        name: environ[variable]
+        for variable, name in _CONSUL_VARIABLES.items()
+        if environ.get(variable)
+    }
+    secure = environ.get("CONSUL_HTTP_SSL") in _TRUE
+    address = environ.get("CONSUL_HTTP_ADDR")
+    if address:
+        found["agent"] = address if "://" in address else f"http://{address}"
+    if secure:
+        # As Consul's clients do: the variable turns TLS on, also over a written http://.
+        found["agent"] = re.sub(r"^http://", "https://", found.get("agent", DEFAULT_AGENT))
+    if environ.get("CONSUL_HTTP_SSL_VERIFY") in _FALSE:
+        found["verify_agent"] = False
+    return found
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("a text is expected")
+    return value
+
+
+def _flag(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    if value in _TRUE or value in _FALSE:
+        return value in _TRUE
+    raise ValueError("true or false is expected")
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise ValueError("a whole number is expected")
+    return int(value)
+
+
+def _seconds(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError("seconds are expected")
+    seconds = parse_seconds(value) if isinstance(value, str) else float(value)
+    if not 0 <= seconds <= 86400 * 366:
+        raise ValueError("seconds from 0 to a year are expected")
+    return seconds
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    if not isinstance(value, list | tuple) or not all(isinstance(part, str) for part in value):
+        raise ValueError("a list of texts, or a text with commas, is expected")
+    return tuple(value)
+
+
+def _pairs(value: Any) -> dict[str, str]:
+    if isinstance(value, str):
+        value = dict(part.split("=", 1) for part in value.split(",") if part)
+    if not isinstance(value, Mapping):
+        raise ValueError("a table of texts, or key=value with commas, is expected")
+    return {_text(key): _text(item) for key, item in value.items()}
+
+
+def _choice(*known: str) -> Callable[[Any], str]:
+    def read(value: Any) -> str:
+        if value not in known:
+            raise ValueError(f"one of {', '.join(known)} is expected")
+        return str(value)
+
+    return read
+
+
+_READERS: dict[str, Callable[[Any], Any]] = {
+    "port": _whole,
+    "max_answer_bytes": _whole,
+    "register": _flag,
+    "verify_agent": _flag,
+    "plugins": _flag,
+    "tags": _texts,
+    "exempt": _texts,
+    "meta": _pairs,
+    "wait": _seconds,
+    "check_ttl": _seconds,
+    "ready_timeout": _seconds,
+    "mode": _choice(*get_args(Mode)),
+    "reading": _choice(*get_args(Reading)),
+    "default_policy": _choice(*get_args(DefaultPolicy)),
+}
+
+
+def _convert(name: str, value: Any) -> Any:
+    try:
+        return _READERS.get(name, _text)(value)
+    except (ValueError, TypeError) as error:
+        shown = "(hidden)" if name in ("token", "auth") else repr(value)
+        raise ConfigError(f"{name} = {shown}: {error}") from None
+
+
+def _checked(settings: Settings) -> Settings:
+    scheme = urlsplit(settings.agent).scheme
+    if scheme not in ("http", "https", "unix"):
+        raise ConfigError(
+            f"agent = {settings.agent!r}: an address starts with http://, https:// or unix://"
+        )
+    if bool(settings.client_cert) != bool(settings.client_key):
+        raise ConfigError("client_cert and client_key: both or neither must be given")
+    if not 0 <= settings.port <= 65535:
+        raise ConfigError(f"port = {settings.port}: 0 to 65535 is expected")
+    if "/" in settings.service or settings.service == "*":
+        raise ConfigError(f"service = {settings.service!r}: a name without / and not * is expected")
+    for path in settings.exempt:
+        if not path.startswith("/") or "?" in path or "%" in path or "//" in path:
+            raise ConfigError(f"exempt = {path!r}: a canonical path such as /healthz is expected")
+    return settings
+
+
+def defaults() -> dict[str, Any]:
+    """Every option with its default, as text for the reference page."""
+    shown: dict[str, Any] = {}
+    for each in fields(Settings):
+        if each.default is not MISSING:
+            shown[each.name] = each.default
+        elif each.default_factory is not MISSING:
+            shown[each.name] = each.default_factory()
+        else:
+            shown[each.name] = MISSING
+    return shown

@@ -1,0 +1,107 @@
+"""
+A blocking query as steps: an answer in, the next question out.
+
+Owns the index rules, the waits and the backoff; does no I/O and asks neither clock nor dice
+(randomness is an argument).
+
+Source: Consul HTTP API, "Blocking Queries"; reference 1.4.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+FIRST_BACKOFF = 1.0
+"""Seconds of the first wait after a failure, before jitter."""
+MAX_BACKOFF = 4.0
+"""Longest wait in seconds: recovery within 5 s once the agent is back (reliability, R3)."""
+REFUSED_BACKOFF = 15.0
+"""Longest wait in seconds after a 403: tokens are created late, and a refusal is no outage."""
+MIN_BACKOFF = 0.1
+"""Shortest wait in seconds: one request per 100 ms at most to a failing agent."""
+READ_SLACK = 10.0
+"""Seconds that an answer may be late beyond the wait and Consul's own jitter."""
+BURST = 10
+"""Answers in a row that may come at once before the watch slows down."""
+PACE = 0.05
+"""Seconds between answers of a resource that churns."""
+POLL_EVERY = 1.0
+"""Seconds between questions where the agent gives no index."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """
+    Where a watch stands.
+
+    Args:
+        index: to block on; 0 asks for the current value.
+        failures: questions in a row without an answer.
+        rapid: answers in a row that came without waiting.
+    """
+
+    index: int = 0
+    failures: int = 0
+    rapid: int = 0
+
+
+def next_index(sent: int, received: int) -> int:
+    """
+    Choose the index for the next blocking query.
+
+    Args:
+        sent: index of the query just answered; 0 asked for the current value.
+        received: ``X-Consul-Index`` of the answer.
+
+    Returns:
+        *received*, at least 1; or 0, to start over, when it went backwards.
+
+    Source: Consul HTTP API, "Blocking Queries", "Implementation Details".
+    """
+    received = max(received, 1)
+    return 0 if received < sent else received
+
+
+def answered(cursor: Cursor, received: int, took: float) -> Cursor:
+    """
+    Move on after an answer.
+
+    Args:
+        received: ``X-Consul-Index`` of the answer; 0 when it had none.
+        took: seconds the agent held the question.
+    """
+    rapid = cursor.rapid + 1 if took < PACE else 0
+    return Cursor(next_index(cursor.index, received), 0, rapid)
+
+
+def failed(cursor: Cursor) -> Cursor:
+    """Move on after a failure: the index stays, since nothing was learnt."""
+    return replace(cursor, failures=cursor.failures + 1, rapid=0)
+
+
+def regressed(sent: int, received: int) -> bool:
+    """Whether the index went backwards: the servers were restored, or rebuilt from nothing."""
+    return 0 < received < sent
+
+
+def backoff(failures: int, dice: float, *, refused: bool = False) -> float:
+    """
+    Seconds to wait after *failures* in a row.
+
+    Args:
+        dice: uniform in 0 to 1: full jitter, so that a thousand apps do not return together.
+        refused: the last failure was a 403.
+    """
+    longest = REFUSED_BACKOFF if refused else MAX_BACKOFF
+    ceiling = min(longest, FIRST_BACKOFF * 2 ** min(failures - 1, 10))
+    return max(MIN_BACKOFF, ceiling * dice)
+
+
+def pace(cursor: Cursor) -> float:
+    """Seconds to wait before the next question, though the agent is well: 0 unless it churns."""
+    return PACE if cursor.rapid > BURST else 0.0
+
+
+def read_timeout(wait: float) -> float:
+    """Seconds after which a blocking answer is overdue: the wait, Consul's jitter, and slack."""
+    return wait * 17 / 16 + READ_SLACK

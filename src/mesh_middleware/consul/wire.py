@@ -1,0 +1,258 @@
+"""
+Consul's JSON to our values; every path, header and query name stands here.
+
+Owns the shapes of roots, leaf, default policy and registration. Intentions are read in
+`mesh_middleware.consul.intentions`, instances of a service in `mesh_middleware.resolve`.
+Sends nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote
+
+from ..certificates import KeyPair, Roots, load_certificates, read_leaf
+from ..config import Settings
+from ..exceptions import AgentAnswerError, CertificateError, IdentityError
+from ..identity import TrustDomain
+
+INDEX = "X-Consul-Index"
+DEFAULT_POLICY = "X-Consul-Default-ACL-Policy"
+TOKEN = "X-Consul-Token"
+REAP_AFTER = "1m"
+"""How long a critical instance stays listed; Consul's own minimum."""
+
+_DEFAULT_REASONS = (
+    "Default behavior configured by ACLs",
+    "Default intention policy",
+    "ACLs disabled, access is allowed by default",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """
+    One request to the agent.
+
+    Args:
+        method: HTTP method.
+        path: escaped path.
+        params: query parameters.
+        body: JSON value to send, or ``None``.
+        needs: ACL permission the request wants, for the message when it is refused.
+    """
+
+    path: str
+    needs: str
+    method: str = "GET"
+    params: Mapping[str, str] = field(default_factory=dict)
+    body: Any = field(default=None, repr=False)
+
+
+def roots_question() -> Question:
+    """Ask for the CA roots (no permission needed)."""
+    return Question("/v1/agent/connect/ca/roots", "nothing")
+
+
+def leaf_question(service: str) -> Question:
+    """Ask for the leaf of *service*."""
+    return Question(
+        f"/v1/agent/connect/ca/leaf/{quote(service, safe='')}", f'service:write on "{service}"'
+    )
+
+
+def match_question(service: str) -> Question:
+    """Ask for the intentions whose destination is *service*."""
+    return Question(
+        "/v1/connect/intentions/match",
+        f'intentions:read on "{service}" (service:read or write implies it)',
+        params={"by": "destination", "name": service},
+    )
+
+
+def intentions_question() -> Question:
+    """Ask for the list of all intentions: its index serves agents whose match has none."""
+    return Question("/v1/connect/intentions", "intentions:read")
+
+
+def health_question(service: str, datacenter: str | None) -> Question:
+    """Ask for the healthy instances of *service* that speak Connect."""
+    params = {"passing": "1"} | ({"dc": datacenter} if datacenter else {})
+    return Question(
+        f"/v1/health/connect/{quote(service, safe='')}",
+        f'service:read on "{service}" and node:read',
+        params=params,
+    )
+
+
+def self_question() -> Question:
+    """Ask the agent about itself: its configured default policies, its datacenter."""
+    return Question("/v1/agent/self", "agent:read")
+
+
+def authorize_question(service: str, uri: str) -> Question:
+    """Ask whether *uri* may call *service*, by intentions alone."""
+    return Question(
+        "/v1/agent/connect/authorize",
+        f'service:write on "{service}"',
+        "POST",
+        body={"Target": service, "ClientCertURI": uri, "ClientCertSerial": "00"},
+    )
+
+
+def register_question(settings: Settings) -> Question:
+    """Register this instance as Connect-native, with a TTL check that starts critical."""
+    check = {
+        "CheckID": check_id(settings),
+        "Name": "mesh_middleware: certificate valid and policy known",
+        "TTL": f"{settings.check_ttl:g}s",
+        "DeregisterCriticalServiceAfter": REAP_AFTER,
+    }
+    body: dict[str, Any] = {
+        "ID": settings.instance_id,
+        "Name": settings.service,
+        "Connect": {"Native": True},
+        "Checks": [check],
+    }
+    if settings.port:
+        body["Port"] = settings.port
+    if settings.address:
+        body["Address"] = settings.address
+    if settings.tags:
+        body["Tags"] = list(settings.tags)
+    if settings.meta:
+        body["Meta"] = dict(settings.meta)
+    return Question(
+        "/v1/agent/service/register", f'service:write on "{settings.service}"', "PUT", body=body
+    )
+
+
+def deregister_question(settings: Settings) -> Question:
+    """Take this instance away."""
+    return Question(
+        f"/v1/agent/service/deregister/{quote(settings.instance_id, safe='')}",
+        f'service:write on "{settings.service}"',
+        "PUT",
+    )
+
+
+def ttl_question(settings: Settings, status: str, output: str) -> Question:
+    """
+    Report the state of this instance's check.
+
+    Args:
+        status: ``passing``, ``warning`` or ``critical``.
+        output: what people read beside it.
+    """
+    return Question(
+        f"/v1/agent/check/update/{quote(check_id(settings), safe='')}",
+        f'service:write on "{settings.service}"',
+        "PUT",
+        body={"Status": status, "Output": output},
+    )
+
+
+def check_id(settings: Settings) -> str:
+    """Consul's ID of this instance's TTL check."""
+    return f"mesh:{settings.instance_id}"
+
+
+def parse_roots(body: object) -> Roots:
+    """
+    Read the CA roots: every root in the list, active or not, and no intermediate.
+
+    Raises:
+        AgentAnswerError: the shape is another one, or a certificate is unreadable.
+    """
+    answer = _table(body, "roots")
+    try:
+        trust_domain = TrustDomain(_text(answer, "TrustDomain").lower()).name
+        listed = answer.get("Roots")
+        if not isinstance(listed, list):
+            raise AgentAnswerError("roots: Roots is no list")
+        pems = tuple(_text(_table(root, "a root"), "RootCert") for root in listed)
+        for pem in pems:
+            load_certificates(pem)
+        return Roots(trust_domain, pems, _text(answer, "ActiveRootID"))
+    except (IdentityError, CertificateError) as error:
+        raise AgentAnswerError(f"roots: {error}") from None
+
+
+def parse_leaf(body: object) -> KeyPair:
+    """
+    Read our leaf and its key.
+
+    Raises:
+        AgentAnswerError: the shape is another one, or the certificate breaks a rule. The message
+            holds nothing of the key.
+    """
+    answer = _table(body, "leaf")
+    try:
+        leaf = read_leaf(_text(answer, "CertPEM"))
+    except CertificateError as error:
+        raise AgentAnswerError(f"leaf: {error}") from None
+    uri = answer.get("ServiceURI")
+    if uri is not None and uri != leaf.id.uri:
+        raise AgentAnswerError(f"leaf: ServiceURI is {uri!r}, the certificate says {leaf.id.uri!r}")
+    return KeyPair(leaf, _text(answer, "PrivateKeyPEM"))
+
+
+def parse_self_default(body: object) -> bool | None:
+    """
+    Read the default policy from the agent's own settings.
+
+    Returns:
+        ``True`` for allow, ``False`` for deny, ``None`` when the answer does not tell.
+
+    Source: reference 4.7; DebugConfig is documented as unstable, so its absence is no error.
+    """
+    debug = body.get("DebugConfig") if isinstance(body, Mapping) else None
+    if not isinstance(debug, Mapping):
+        return None
+    policy = debug.get("DefaultIntentionPolicy") or debug.get("ACLDefaultPolicy")
+    return {"allow": True, "deny": False}.get(policy) if isinstance(policy, str) else None
+
+
+def parse_datacenter(body: object) -> str | None:
+    """Read the agent's datacenter from its own settings."""
+    config = body.get("Config") if isinstance(body, Mapping) else None
+    name = config.get("Datacenter") if isinstance(config, Mapping) else None
+    return name if isinstance(name, str) and name else None
+
+
+def parse_probe(body: object, header: str | None) -> bool | None:
+    """
+    Read the default policy from an authorize answer about a source nobody knows.
+
+    Args:
+        body: the answer.
+        header: value of ``X-Consul-Default-ACL-Policy``, or ``None``.
+
+    Returns:
+        ``True`` for allow, ``False`` for deny; ``None`` when a wildcard intention answered
+        instead, or when verdict and header contradict each other.
+
+    Source: reference 4.6 and 4.7.
+    """
+    answer = _table(body, "authorize")
+    verdict, reason = answer.get("Authorized"), answer.get("Reason")
+    if not isinstance(verdict, bool) or reason not in _DEFAULT_REASONS:
+        return None
+    if verdict and header == "deny" and reason != "Default intention policy":
+        return None
+    return verdict
+
+
+def _table(body: object, what: str) -> Mapping[str, Any]:
+    if not isinstance(body, Mapping):
+        raise AgentAnswerError(f"{what}: a JSON object is expected, not {type(body).__name__}")
+    return body
+
+
+def _text(table: Mapping[str, Any], key: str) -> str:
+    value = table.get(key)
+    if not isinstance(value, str):
+        raise AgentAnswerError(f"{key}: a text is expected, not {type(value).__name__}")
+    return value

@@ -1,0 +1,410 @@
+"""
+TLS contexts that live: each connection gets the newest leaf and exactly the newest roots.
+
+Owns the live contexts, the gate in the handshake, and the peer bound to the connection that
+carries a request. Knows nothing of intentions.
+
+Theory. A context handed to a server or a client library cannot be changed safely: OpenSSL only
+adds roots to a context, and can keep serving an old key. So what is handed out is a facade
+(`LiveServerContext`, `LiveClientContext`) whose ``wrap_bio`` and ``wrap_socket`` pass each
+connection to the ordinary context of the newest generation. Before there is a leaf they pass it to
+an empty context, which fails the handshake: raising there would kill Hypercorn's trio server.
+
+The gate runs inside ``do_handshake``, after OpenSSL has verified the chain, and demands one
+readable SPIFFE ID, the usages of a leaf, validity by our clock, and our trust domain.
+
+The binding. The peer belongs to the connection's TLS object. Servers hide that object from the
+application, but Hypercorn asks it for ``selected_alpn_protocol()`` in the connection's own task,
+before any request: there, and nowhere else, the peer is put into a context variable, which the
+request's tasks inherit. Binding in ``do_handshake`` instead would be wrong: under uvloop the
+callbacks of different connections can share one context.
+
+Source: SPIFFE X509-SVID 5; design 4.1 to 4.3.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import ssl
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import datetime
+from typing import Any
+
+from .certificates import KeyPair, Peer, Role, Roots, read_peer
+from .exceptions import CertificateError, PeerMismatchError
+from .identity import ServiceId, SpiffeId
+
+CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
+"""Suites of TLS 1.2, which Envoy's upstreams default to; those of TLS 1.3 are OpenSSL's own."""
+
+SERVER_ALPN = ("h2", "http/1.1")
+"""Protocols our servers offer, best first; peers without ALPN get HTTP/1.1."""
+
+KNOWN_PEERS = 1024
+"""Certificates remembered per generation, so that a peer that returns is not parsed again."""
+
+Gate = Callable[[bytes | None], Peer]
+"""Takes the peer's certificate in DER, returns who it is or raises `ssl.SSLError`."""
+
+_SERVER: Role = "server"
+_CLIENT: Role = "client"
+_PROTOCOLS = {_SERVER: ssl.PROTOCOL_TLS_SERVER, _CLIENT: ssl.PROTOCOL_TLS_CLIENT}
+
+_peer: ContextVar[Peer | None] = ContextVar("mesh_middleware_peer", default=None)
+
+
+class GateError(ssl.SSLCertVerificationError):
+    """
+    The gate refused a handshake that OpenSSL had accepted.
+
+    Args:
+        reason: which rule the certificate breaks.
+    """
+
+    def __init__(self, reason: str, mismatch: PeerMismatchError | None = None) -> None:
+        super().__init__(1, f"[MESH_PEER_REFUSED] {reason}")
+        self.mismatch = mismatch
+
+
+def current_peer() -> Peer | None:
+    """
+    The peer of the connection that carries the present request.
+
+    Returns:
+        ``None`` on a plaintext connection, outside a request, or on a server that does not bind.
+    """
+    return _peer.get()
+
+
+class _Gated:
+    """What the two kinds of TLS object share: a gate, and the peer it let in."""
+
+    mesh_gate: Gate | None = None
+    mesh_peer: Peer | None = None
+
+    def _pass_gate(self) -> None:
+        if self.mesh_gate is None:
+            raise GateError("no gate was set for this connection")
+        der = self.getpeercert(binary_form=True)  # type: ignore[attr-defined]
+        self.mesh_peer = self.mesh_gate(der)
+
+
+class GatedObject(_Gated, ssl.SSLObject):
+    """A TLS connection in memory, as asyncio, uvloop, trio and anyio use it."""
+
+    def do_handshake(self) -> None:
+        """Finish the handshake, then pass the gate."""
+        super().do_handshake()
+        self._pass_gate()
+
+    def selected_alpn_protocol(self) -> str | None:
+        """Tell the protocol; on the server's side, in the connection's task, bind the peer."""
+        if self.server_side and _in_task():
+            _peer.set(self.mesh_peer)
+        return super().selected_alpn_protocol()
+
+
+class GatedSocket(_Gated, ssl.SSLSocket):
+    """A TLS connection on a socket, as blocking servers and clients use it."""
+
+    mesh_live: LiveContext | None = None
+    do_handshake_on_connect: bool
+    suppress_ragged_eofs: bool
+
+    def do_handshake(self, block: bool = False) -> None:
+        """Finish the handshake, then pass the gate."""
+        super().do_handshake(block)
+        self._pass_gate()
+
+    def accept(self) -> tuple[ssl.SSLSocket, Any]:
+        """Accept on a listening socket: the new connection belongs to the newest generation."""
+        if self.mesh_live is None:
+            raise GateError("no gate was set for this socket")
+        plain, address = socket.socket.accept(self)
+        made = self.mesh_live.wrap_socket(
+            plain,
+            server_side=True,
+            do_handshake_on_connect=self.do_handshake_on_connect,
+            suppress_ragged_eofs=self.suppress_ragged_eofs,
+        )
+        return made, address
+
+
+class Generation:
+    """
+    The ordinary contexts of one leaf and one set of roots.
+
+    Args:
+        pair: what we show; ``None`` makes contexts that can only fail.
+        roots: what we trust.
+        number: grows with every change.
+        like: the generation before; the contexts it was asked for are built at once, here, so
+            that no handshake waits for them.
+
+    Raises:
+        CertificateError: OpenSSL refuses leaf, key or roots.
+    """
+
+    def __init__(
+        self,
+        pair: KeyPair | None = None,
+        roots: Roots | None = None,
+        number: int = 0,
+        like: Generation | None = None,
+    ) -> None:
+        self.number = number
+        self.trust_domain = roots.trust_domain if pair and roots else None
+        self._pair, self._roots = pair, roots
+        self._peers: dict[tuple[bytes, Role], Peer] = {}
+        self._contexts: dict[tuple[Role, tuple[str, ...]], ssl.SSLContext] = {}
+        for role, alpn in like._contexts if like else ((_SERVER, SERVER_ALPN),):
+            self.context(role, alpn)
+
+    def context(self, role: Role, alpn: tuple[str, ...]) -> ssl.SSLContext:
+        """
+        The context of this generation in which we play *role*.
+
+        Contexts are not shared between lists of protocols: setting them is not atomic with the
+        start of a connection, and another thread's list must not reach this one's.
+        """
+        context = self._contexts.get((role, alpn))
+        if context is None:
+            context = _context(role, alpn)
+            if self._pair and self._roots:
+                _fill(context, self._pair, self._roots)
+            self._contexts[role, alpn] = context
+        return context
+
+    def peer(self, der: bytes | None, role: Role, now: datetime) -> Peer:
+        """
+        Judge the certificate of a peer, whose chain OpenSSL has verified under these roots.
+
+        Raises:
+            GateError: none was shown, or it breaks a rule of the gate.
+        """
+        if self.trust_domain is None:
+            raise GateError("there are no roots yet")
+        if not der:
+            raise GateError("no certificate")
+        known = self._peers.get((der, role))
+        if known is not None and now <= known.not_after:
+            return known
+        try:
+            peer = read_peer(der, role, now)
+        except CertificateError as error:
+            raise GateError(str(error)) from None
+        if peer.id.trust_domain != self.trust_domain:
+            raise GateError(f"{peer.id}: trust domain is not {self.trust_domain}")
+        if len(self._peers) >= KNOWN_PEERS:
+            self._peers.clear()
+        self._peers[der, role] = peer
+        return peer
+
+
+class LiveContext(ssl.SSLContext):
+    """
+    A context that passes every connection to the newest generation.
+
+    Made by `server_context` and `client_context`; settings made on it by a library (ALPN) are
+    kept and passed on, verification settings are not: those are the mesh's.
+    """
+
+    _newest: Callable[[], Generation]
+    _now: Callable[[], datetime]
+    _role: Role
+    _alpn: tuple[str, ...]
+    _expected: ServiceId | None
+
+    def set_alpn_protocols(self, alpn_protocols: Any) -> None:
+        """Remember the protocols to offer, for every connection from now on."""
+        self._alpn = tuple(alpn_protocols)
+        super().set_alpn_protocols(self._alpn)
+
+    def wrap_bio(self, *args: Any, **options: Any) -> ssl.SSLObject:
+        """Begin a connection in memory, in the newest generation."""
+        generation = self._newest()
+        made = generation.context(self._role, self._alpn).wrap_bio(*args, **options)
+        made.mesh_gate = self._gate(generation)  # type: ignore[attr-defined]
+        return made
+
+    def wrap_socket(  # type: ignore[override]
+        self,
+        sock: socket.socket,
+        server_side: bool = False,
+        do_handshake_on_connect: bool = True,
+        suppress_ragged_eofs: bool = True,
+        server_hostname: str | None = None,
+        session: None = None,
+    ) -> ssl.SSLSocket:
+        """Begin a connection on a socket, in the newest generation; *session* is never resumed."""
+        generation = self._newest()
+        connected = _connected(sock)
+        if do_handshake_on_connect and connected and sock.gettimeout() == 0.0:
+            raise ValueError("do_handshake_on_connect needs a blocking socket")
+        made = generation.context(self._role, self._alpn).wrap_socket(
+            sock,
+            server_side=server_side,
+            do_handshake_on_connect=False,
+            suppress_ragged_eofs=suppress_ragged_eofs,
+            server_hostname=server_hostname,
+        )
+        # The gate has to be there before the handshake, which wrap_socket would start at once.
+        assert isinstance(made, GatedSocket)
+        made.mesh_gate, made.mesh_live = self._gate(generation), self
+        made.do_handshake_on_connect = do_handshake_on_connect
+        if do_handshake_on_connect and connected:
+            _shake_hands(made)
+        return made
+
+    def _gate(self, generation: Generation) -> Gate:
+        expected = self._expected
+        if self._role == "server":
+            return lambda der: generation.peer(der, "client", self._now())
+
+        def gate(der: bytes | None) -> Peer:
+            peer = generation.peer(der, "server", self._now())
+            if expected is not None and not _is_expected(peer.id, expected):
+                error = PeerMismatchError(str(expected), str(peer.id))
+                raise GateError(str(error), error)
+            return peer
+
+        return gate
+
+
+def server_context(newest: Callable[[], Generation], now: Callable[[], datetime]) -> LiveContext:
+    """
+    Make the context that a server uses for its whole life.
+
+    Args:
+        newest: returns the generation for a new connection.
+        now: this moment, aware UTC.
+    """
+    context = _live(_SERVER, newest, now, None)
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.set_alpn_protocols(SERVER_ALPN)
+    return context
+
+
+def client_context(
+    newest: Callable[[], Generation], now: Callable[[], datetime], expected: ServiceId
+) -> LiveContext:
+    """
+    Make the context for the connections to one upstream.
+
+    Args:
+        newest: returns the generation for a new connection.
+        now: this moment, aware UTC.
+        expected: the only identity the other end may have; checked before the first byte.
+    """
+    return _live(_CLIENT, newest, now, expected)
+
+
+def _live(
+    role: Role,
+    newest: Callable[[], Generation],
+    now: Callable[[], datetime],
+    expected: ServiceId | None,
+) -> LiveContext:
+    context = LiveContext(_PROTOCOLS[role])
+    _harden(context)
+    context._newest, context._now, context._role = newest, now, role
+    context._alpn, context._expected = (), expected
+    return context
+
+
+def _context(role: Role, alpn: tuple[str, ...]) -> ssl.SSLContext:
+    context = ssl.SSLContext(_PROTOCOLS[role])
+    context.sslobject_class = GatedObject
+    context.sslsocket_class = GatedSocket
+    _harden(context)
+    context.verify_mode = ssl.CERT_REQUIRED
+    if alpn:
+        context.set_alpn_protocols(alpn)
+    return context
+
+
+def _harden(context: ssl.SSLContext) -> None:
+    # Identity is the URI name, judged in the gate; names of hosts mean nothing here.
+    context.check_hostname = False
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers(CIPHERS)
+    context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_TICKET
+    if context.protocol == ssl.PROTOCOL_TLS_SERVER:
+        context.num_tickets = 0
+
+
+def _fill(context: ssl.SSLContext, pair: KeyPair, roots: Roots) -> None:
+    try:
+        context.load_verify_locations(cadata=roots.pem)
+        with _private_file(pair.leaf.chain_pem + "\n" + pair.key_pem) as path:
+            context.load_cert_chain(path)
+    except (ssl.SSLError, OSError, ValueError) as error:
+        raise CertificateError(f"OpenSSL refuses leaf or roots: {error}") from None
+
+
+@contextmanager
+def _private_file(text: str) -> Iterator[str]:
+    """A path that holds *text* while it is needed: in memory, else 0600 and removed at once."""
+    if hasattr(os, "memfd_create") and os.path.isdir("/proc/self/fd"):
+        descriptor = os.memfd_create("mesh_middleware", os.MFD_CLOEXEC)
+        try:
+            os.write(descriptor, text.encode())
+            yield f"/proc/self/fd/{descriptor}"
+        finally:
+            os.close(descriptor)
+        return
+    with tempfile.NamedTemporaryFile("w") as file:
+        file.write(text)
+        file.flush()
+        yield file.name
+
+
+def _is_expected(actual: SpiffeId, expected: ServiceId) -> bool:
+    return isinstance(actual, ServiceId) and actual.uri == expected.uri
+
+
+def _connected(plain: socket.socket) -> bool:
+    try:
+        plain.getpeername()
+    except OSError:
+        return False
+    return True
+
+
+def _shake_hands(made: ssl.SSLSocket) -> None:
+    try:
+        made.do_handshake()
+    except BaseException:
+        made.close()
+        raise
+
+
+def _in_task() -> bool:
+    try:
+        return asyncio.current_task() is not None
+    except RuntimeError:
+        pass
+    trio = sys.modules.get("trio")
+    if trio is None:
+        return False
+    try:
+        trio.lowlevel.current_task()
+    except RuntimeError:
+        return False
+    return True
+
+
+def peer_of(tls: object) -> Peer | None:
+    """
+    The peer of a TLS object or socket that one of our contexts made.
+
+    Returns:
+        ``None`` for every other object, and before the handshake is done.
+    """
+    return tls.mesh_peer if isinstance(tls, _Gated) else None
