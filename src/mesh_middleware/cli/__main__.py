@@ -1,0 +1,8 @@
+"""``python -m mesh_middleware.cli`` is the ``mesh`` command."""
+
+import sys
+
+from . import main
+
+if __name__ == "__main__":
+    sys.exit(main())
