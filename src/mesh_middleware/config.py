@@ -159,6 +159,19 @@ def flask_options(config: Mapping[str, Any]) -> dict[str, Any]:
     return {k[5:].lower(): v for k, v in config.items() if k.startswith("MESH_")}
 
 
+_offered: dict[str, Any] = {}
+
+
+def offer_options(options: Mapping[str, Any]) -> None:
+    """Let an application's own options count for the mesh that its server starts."""
+    _offered.update(options)
+
+
+def offered_options() -> dict[str, Any]:
+    """The options that applications of this process have offered."""
+    return dict(_offered)
+
+
 def parse_seconds(text: str) -> float:
     """
     Read a duration: ``15``, ``15s``, ``500ms``, ``5m``, ``1h``.
@@ -278,7 +291,8 @@ _READERS: dict[str, Callable[[Any], Any]] = {
 
 def _convert(name: str, value: Any) -> Any:
     try:
-        return _READERS.get(name, _text)(value)
+        read = _READERS.get(name, _text)
+        return read(value)
     except (ValueError, TypeError) as error:
         shown = "(hidden)" if name in ("token", "auth") else repr(value)
         raise ConfigError(f"{name} = {shown}: {error}") from None

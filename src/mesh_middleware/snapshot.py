@@ -146,7 +146,11 @@ def lost_denies(old: Sequence[Intention] | None, new: Sequence[Intention]) -> bo
         index that went backwards this is believed only when told twice.
     """
     kept = set(new)
-    return any(intention.can_deny and intention not in kept for intention in old or ())
+    return any(_can_deny(intention) and intention not in kept for intention in old or ())
+
+
+def _can_deny(intention: Intention) -> bool:
+    return intention.allow is not True or bool(intention.jwt)
 
 
 def _retry_leaf(trust: Trust, now: datetime) -> Verdict:

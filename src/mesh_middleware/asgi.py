@@ -1,0 +1,131 @@
+"""
+The door of ASGI applications: Starlette, FastAPI, or any other.
+
+Owns the translation of scopes into facts and of refusals into messages. Judges every HTTP request
+and every WebSocket handshake; starts nothing at construction and reads the peer only from the
+connection that carried the request.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+from .answers import refusal
+from .certificates import Peer
+from .config import Mode
+from .doors import Door
+from .intentions import AsgiFacts, Decision
+from .mesh import Mesh
+from .tls import current_peer
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+_log = logging.getLogger("mesh_middleware.asgi")
+_SECURE = frozenset({"https", "wss"})
+_POLICY_CLOSE = 4403
+"""WebSocket close code of a refusal by policy, where no HTTP answer can be given."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """
+    What the mesh knows of one request: ``request.state.mesh``.
+
+    Args:
+        peer: who sent it; ``None`` only where the path is exempt.
+        decision: the verdict; denying only in shadow mode.
+        mesh: the mesh that judged; ``None`` only where the path is exempt and none runs.
+    """
+
+    peer: Peer | None
+    decision: Decision
+    mesh: Mesh | None
+
+
+class MeshAuthz:
+    """
+    ASGI middleware that lets through what the intentions allow.
+
+    ``app.add_middleware(MeshAuthz)``, added last so that it is outermost.
+
+    Args:
+        app: the application inside.
+        mesh: judges; the process's own mesh unless given.
+        exempt: canonical paths that anyone may call, besides the configured ones.
+        mode: ``shadow`` lets every identified or plaintext request pass and logs the denial.
+        shadow: canonical path prefixes for which the mode is ``shadow``.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        *,
+        mesh: Mesh | None = None,
+        exempt: Iterable[str] = (),
+        mode: Mode | None = None,
+        shadow: Iterable[str] = (),
+    ) -> None:
+        self.app = app
+        self._door = Door(mesh, exempt=exempt, mode=mode, shadow=shadow)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Judge one request or WebSocket; pass the lifespan through and close the mesh after it."""
+        kind = scope["type"]
+        if kind == "lifespan":
+            await self.app(scope, receive, self._closing(send))
+            return
+        # The scheme is the server's word on this very connection: plaintext has no identity,
+        # whatever a context variable might say.
+        peer = current_peer() if scope.get("scheme") in _SECURE else None
+        verdict = self._door.judge(peer, AsgiFacts(scope))
+        if not verdict.passes:
+            await _refuse(scope, receive, send, verdict.decision)
+            return
+        caller = Caller(peer, verdict.decision, verdict.mesh)
+        inner = {**scope, "state": {**scope.get("state", {}), "mesh": caller}}
+        await self.app(inner, receive, send)
+
+    def _closing(self, send: Send) -> Send:
+        async def watch(message: Message) -> None:
+            if message["type"] in ("lifespan.shutdown.complete", "lifespan.shutdown.failed"):
+                self._door.close()
+            await send(message)
+
+        return watch
+
+
+async def _refuse(scope: Scope, receive: Receive, send: Send, decision: Decision) -> None:
+    status, headers, body = refusal(decision)
+    if scope["type"] == "http":
+        await _answer("http.response", scope, send, status, headers, body)
+    elif scope["type"] == "websocket":
+        await receive()
+        if "websocket.http.response" in scope.get("extensions", {}):
+            await _answer("websocket.http.response", scope, send, status, headers, body)
+        else:
+            await send({"type": "websocket.close", "code": _POLICY_CLOSE, "reason": "denied"})
+    else:
+        _log.error("refused an unknown kind of scope: %r", scope["type"])
+        raise RuntimeError(f"MeshAuthz judges http and websocket, not {scope['type']!r}")
+
+
+async def _answer(
+    prefix: str,
+    scope: Scope,
+    send: Send,
+    status: int,
+    headers: list[tuple[str, str]],
+    body: bytes,
+) -> None:
+    # HTTP/2 knows no connection header; RFC 9113, 8.2.2.
+    one = str(scope.get("http_version", "1.1")).startswith("1")
+    sent = [(k.encode(), v.encode()) for k, v in headers if one or k != "connection"]
+    await send({"type": f"{prefix}.start", "status": status, "headers": sent})
+    await send({"type": f"{prefix}.body", "body": body, "more_body": False})

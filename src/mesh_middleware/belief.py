@@ -1,0 +1,164 @@
+"""
+What this process believes: the snapshot in use, and how answers change it.
+
+Owns the one mutable place of the package. Only the watcher changes it; everyone else reads one
+attribute, without a lock. Contexts of a new generation are built here, before the swap, so that no
+handshake waits for them.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime
+
+from .certificates import KeyPair, Roots
+from .config import Settings
+from .exceptions import CertificateError
+from .intentions import Intention, compile_policy
+from .snapshot import Snapshot, Trust, Verdict, lost_denies, offer_leaf, offer_roots
+from .tls import Generation
+
+_log = logging.getLogger("mesh_middleware.mesh")
+
+SECOND_LOOK = 5.0
+"""Seconds after which vanished denies, told twice behind an index regress, are believed."""
+KEPT_NOTES = 32
+
+
+class Belief:
+    """
+    The snapshot in use and what it was made of.
+
+    Args:
+        settings: service name and reading of this mesh.
+        now: this moment, aware UTC.
+        swapped: called after each swap with the old and the new snapshot.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        now: Callable[[], datetime],
+        swapped: Callable[[Snapshot, Snapshot], None],
+    ) -> None:
+        self.snapshot = Snapshot()
+        self.generation = Generation()
+        self.notes: deque[tuple[datetime, str, str]] = deque(maxlen=KEPT_NOTES)
+        self._settings = settings
+        self._now = now
+        self._swapped = swapped
+        self._trust = Trust()
+        self._probed = False
+        self._doubted: tuple[tuple[Intention, ...], float] | None = None
+        self._changed = threading.Condition()
+
+    @property
+    def trust_domain(self) -> str | None:
+        """Trust domain of the roots in use."""
+        return self._trust.roots.trust_domain if self._trust.roots else None
+
+    def wait_for(self, condition: Callable[[Snapshot], bool], timeout: float | None) -> bool:
+        """Wait until *condition* holds for the snapshot; ``False`` after *timeout* seconds."""
+        with self._changed:
+            return self._changed.wait_for(lambda: condition(self.snapshot), timeout)
+
+    def take_roots(self, roots: Roots) -> None:
+        """Judge roots that the agent told."""
+        self._take(offer_roots(self._trust, roots, self._now()))
+
+    def take_leaf(self, pair: KeyPair) -> None:
+        """Judge a leaf that the agent told."""
+        self._take(offer_leaf(self._trust, pair, self._settings.service, self._now()))
+
+    def take_default(self, default_allow: bool | None) -> None:
+        """Take the default policy; ``None`` when it could not be learnt."""
+        if self._probed and default_allow == self.snapshot.default_allow:
+            return
+        self._probed = True
+        self._swap(replace(self.snapshot, default_allow=default_allow))
+
+    def take_intentions(self, told: tuple[Intention, ...], *, regressed: bool) -> bool:
+        """
+        Judge intentions that the agent told.
+
+        Args:
+            regressed: the index went backwards with this answer.
+
+        Returns:
+            ``False`` when they are doubted and have to be asked for again after `SECOND_LOOK`.
+        """
+        moment = time.monotonic()
+        known = self.snapshot.intentions
+        if known == told:
+            self._doubted = None
+            return True
+        if (regressed or self._doubted) and lost_denies(known, told):
+            if not self._confirmed(told, moment):
+                return False
+        self._doubted = None
+        self._swap(replace(self.snapshot, intentions=told))
+        return True
+
+    def note(self, code: str, detail: str) -> None:
+        """Keep and log, once in a row, what people should know, under a stable code."""
+        if self.notes and self.notes[-1][1:] == (code, detail):
+            return
+        self.notes.append((self._now(), code, detail))
+        _log.warning("%s: %s", code, detail)
+
+    def _confirmed(self, told: tuple[Intention, ...], moment: float) -> bool:
+        if self._doubted and self._doubted[0] == told:
+            return moment - self._doubted[1] >= SECOND_LOOK
+        self._doubted = (told, moment)
+        self.note("denies_vanished", "index went backwards and denies are gone; asking once more")
+        return False
+
+    def _take(self, verdict: Verdict) -> None:
+        if verdict.note and verdict.note != "leaf_waiting":
+            self.note(verdict.note, verdict.detail)
+        before, after = self._trust, verdict.trust
+        if (before.roots, before.pair) == (after.roots, after.pair):
+            self._trust = after
+            return
+        number = self.snapshot.generation + 1
+        try:
+            generation = Generation(after.pair, after.roots, number, like=self.generation)
+        except CertificateError as error:
+            self.note("leaf_rejected", f"{error}; what was used before stays")
+            return
+        self._trust = after
+        self.generation = generation
+        leaf = after.pair.leaf if after.pair else None
+        self._swap(replace(self.snapshot, leaf=leaf, roots=after.roots, generation=number))
+
+    def _swap(self, draft: Snapshot) -> None:
+        old = self.snapshot
+        new = replace(self._compiled(old, draft), version=old.version + 1)
+        self.snapshot = new
+        with self._changed:
+            self._changed.notify_all()
+        self._swapped(old, new)
+
+    def _compiled(self, old: Snapshot, draft: Snapshot) -> Snapshot:
+        if draft.intentions is None or draft.roots is None or not self._probed:
+            return draft
+        same_domain = old.roots and old.roots.trust_domain == draft.roots.trust_domain
+        same_rules = old.intentions is draft.intentions and (
+            old.default_allow == draft.default_allow
+        )
+        if old.policy is not None and same_domain and same_rules:
+            return draft
+        policy = compile_policy(
+            draft.intentions,
+            service=self._settings.service,
+            trust_domain=draft.roots.trust_domain,
+            default_allow=draft.default_allow,
+            reading=self._settings.reading,
+            previous=old.policy,
+        )
+        return replace(draft, policy=policy)

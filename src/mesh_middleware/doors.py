@@ -1,0 +1,156 @@
+"""
+What the inbound doors share: which mesh judges, what is exempt, and what shadow mode lets pass.
+
+Knows nothing of ASGI or WSGI.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from .certificates import Peer
+from .config import Mode
+from .exceptions import ConfigError
+from .intentions import Decision, Reason, RequestFacts, decision
+from .mesh import Mesh, running_mesh
+
+_log = logging.getLogger("mesh_middleware.door")
+
+_PLAIN = re.compile(rb"/|(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~!$&'()*+,=:@-]+)+/?")
+_EXEMPT = decision(Reason.EXEMPT)
+_NOBODY = decision(Reason.NO_PEER)
+_NO_POLICY = decision(Reason.NO_POLICY)
+_ERROR = decision(Reason.ERROR)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """
+    What a door does with a request.
+
+    Args:
+        passes: whether the application sees it.
+        decision: why; denying although it passes in shadow mode.
+        mesh: who judged.
+    """
+
+    passes: bool
+    decision: Decision
+    mesh: Mesh | None
+
+
+class Door:
+    """
+    Judges the requests of one application.
+
+    Args:
+        mesh: judges; the process's own mesh unless given.
+        exempt: canonical paths that anyone may call, besides the configured ones; exact.
+        mode: overrides the setting of the mesh.
+        shadow: canonical path prefixes whose denials are only logged.
+        plaintext_hint: tells why this server is plain, for the log.
+
+    Raises:
+        ConfigError: a path is not canonical, or the mode is unknown.
+    """
+
+    def __init__(
+        self,
+        mesh: Mesh | None = None,
+        *,
+        exempt: Iterable[str] = (),
+        mode: Mode | None = None,
+        shadow: Iterable[str] = (),
+    ) -> None:
+        self._mesh = mesh
+        self._exempt = frozenset(_canonical(path) for path in exempt)
+        self._shadow = tuple(_canonical(path) for path in shadow)
+        if mode not in (None, "enforce", "shadow"):
+            raise ConfigError(f"mode = {mode!r}: one of enforce, shadow is expected")
+        self._mode = mode
+        self._told_plain = False
+        if self._exempt:
+            _log.warning("exempt from the intentions: %s", ", ".join(sorted(self._exempt)))
+
+    @property
+    def mesh(self) -> Mesh | None:
+        """The mesh that judges; ``None`` while none runs in this process."""
+        return self._mesh or running_mesh()
+
+    def judge(self, peer: Peer | None, facts: RequestFacts) -> Verdict:
+        """Judge one request. Whatever fails here, fails closed."""
+        mesh = self._mesh or running_mesh()
+        try:
+            return self._judge(mesh, peer, facts)
+        except Exception:
+            _log.exception("judging failed; the request is denied")
+            return Verdict(False, _ERROR, mesh)
+
+    def close(self) -> None:
+        """The server ends: leave the mesh, unless it was given and is its giver's to end."""
+        mesh = None if self._mesh else running_mesh()
+        if mesh is not None:
+            mesh.close()
+
+    def _judge(self, mesh: Mesh | None, peer: Peer | None, facts: RequestFacts) -> Verdict:
+        exempt = self._exempt or (mesh is not None and mesh.settings.exempt)
+        if exempt and self._is_exempt(mesh, facts):
+            return Verdict(True, _EXEMPT, mesh)
+        if mesh is None:
+            self._tell_plain(peer)
+            return Verdict(False, _NOBODY if peer is None else _NO_POLICY, None)
+        found = mesh.decide(peer, facts)
+        if found.allowed:
+            return Verdict(True, found, mesh)
+        if peer is None:
+            self._tell_plain(peer)
+        return Verdict(self._in_shadow(mesh, facts, found), found, mesh)
+
+    def _is_exempt(self, mesh: Mesh | None, facts: RequestFacts) -> bool:
+        path = plain_path(facts)
+        if path is None:
+            return False
+        return path in self._exempt or (mesh is not None and path in mesh.settings.exempt)
+
+    def _in_shadow(self, mesh: Mesh, facts: RequestFacts, found: Decision) -> bool:
+        if found.status != 403:
+            return False
+        if (self._mode or mesh.settings.mode) == "shadow":
+            return True
+        path = plain_path(facts) if self._shadow else None
+        return path is not None and path.startswith(self._shadow)
+
+    def _tell_plain(self, peer: Peer | None) -> None:
+        if peer is None and not self._told_plain:
+            self._told_plain = True
+            _log.warning("a request without a mesh identity was refused: %s", plain_hint())
+
+
+def plain_path(facts: RequestFacts) -> str | None:
+    """
+    The path of a request, when it can be read in one way only.
+
+    Returns:
+        ``None`` for a target with escapes, doubled slashes, dot segments, parameters or backslashes:
+        no exemption holds for such a one.
+    """
+    path, target = facts.path, facts.target
+    if target is not None and target.partition(b"?")[0] != path:
+        return None
+    return path.decode("ascii") if _PLAIN.fullmatch(path) else None
+
+
+def plain_hint() -> str:
+    """Say why this process serves plaintext, as far as it can be known."""
+    from .servers.hosting import why_plain
+
+    return why_plain()
+
+
+def _canonical(path: str) -> str:
+    if not _PLAIN.fullmatch(path.encode()):
+        raise ConfigError(f"{path!r}: a canonical path such as /healthz is expected")
+    return path

@@ -1,0 +1,375 @@
+"""
+The heart: one `Mesh` per process keeps a snapshot current and judges requests by it.
+
+Owns the life of the watcher, the TLS contexts handed to servers and clients, and the verdict on a
+request. A request never waits here: it reads one attribute.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import logging
+import os
+import threading
+import time
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from .belief import Belief
+from .certificates import Peer
+from .config import Settings, load_settings
+from .exceptions import ConfigError, NotReadyError
+from .identity import ServiceId
+from .intentions import Decision, Reason, RequestFacts, decision
+from .plugins import Plugins
+from .snapshot import Snapshot
+from .tls import LiveContext, client_context, server_context
+from .upstreams import UpstreamWatch
+from .watcher import Watcher
+
+_log = logging.getLogger("mesh_middleware.mesh")
+_decisions = logging.getLogger("mesh_middleware.decision")
+
+MAX_TOLD = 1000
+"""Kinds of denial that are logged as warnings, each once; more of the same are debug lines."""
+
+_meshes: weakref.WeakSet[Mesh] = weakref.WeakSet()
+_default: Mesh | None = None
+_default_lock = threading.Lock()
+
+
+class Mesh:
+    """
+    Membership of this process in the mesh, as one service.
+
+    Making one is inert; `start` begins to watch the agent, in this process, and `close` ends it.
+    Works in ``with``; starts and closes twice without complaint.
+
+    Args:
+        service: name of this service in Consul; settings fill in what is not given.
+        settings: ready-made settings, instead of *service* and *options*.
+        transport: carries the requests to the agent; a network transport unless given.
+        plugins: objects with hooks, besides the installed ones.
+        clock: this moment in seconds since the epoch.
+        options: any of `mesh_middleware.config.Settings`.
+
+    Raises:
+        ConfigError: no service name, an unknown option or an unusable value.
+    """
+
+    def __init__(
+        self,
+        service: str | None = None,
+        *,
+        settings: Settings | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+        plugins: Iterable[object] = (),
+        clock: Callable[[], float] = time.time,
+        **options: Any,
+    ) -> None:
+        if settings is not None and (service is not None or options):
+            raise ConfigError("give settings, or a service name and options, not both")
+        self.settings = settings or load_settings({"service": service, **options})
+        self.counts: Counter[Reason] = Counter()
+        self._transport = transport
+        self._plugins = Plugins(plugins, installed=self.settings.plugins)
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._told: set[tuple[str, Reason]] = set()
+        self._reset()
+        _meshes.add(self)
+
+    def __repr__(self) -> str:
+        return f"<Mesh {self.settings.service} at {self.settings.agent}>"
+
+    def _reset(self) -> None:
+        self._belief = Belief(self.settings, self._now, self._swapped)
+        self._watcher: Watcher | None = None
+        self._upstreams: dict[tuple[str, str | None], UpstreamWatch] = {}
+        self._server: LiveContext | None = None
+
+    # -- life ----------------------------------------------------------------------------------
+
+    def start(self) -> Self:
+        """Begin to watch the agent, unless that has begun; returns without waiting for it."""
+        with self._lock:
+            if self._watcher is None:
+                watcher = Watcher(
+                    self.settings, self._belief, self._plugins, self._transport, self._now
+                )
+                self._plugins.startup(self.settings.service, self.settings.agent)
+                self._watcher = watcher
+                watcher.start()
+                atexit.register(self.close)
+        return self
+
+    def close(self) -> None:
+        """Deregister and stop watching. Afterwards nothing is allowed and no handshake succeeds."""
+        with self._lock:
+            watcher, self._watcher = self._watcher, None
+        if watcher is None:
+            return
+        watcher.close()
+        self._reset()
+        atexit.unregister(self.close)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def running(self) -> bool:
+        """Whether the agent is being watched by this process."""
+        return self._watcher is not None
+
+    # -- state ---------------------------------------------------------------------------------
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """What is believed now."""
+        return self._belief.snapshot
+
+    @property
+    def generation(self) -> int:
+        """Grows with every change of leaf or roots; connection pools are keyed by it."""
+        return self._belief.snapshot.generation
+
+    def ready(self, timeout: float | None = 0.0) -> bool:
+        """
+        Wait until requests can be judged and handshakes succeed.
+
+        Args:
+            timeout: seconds; ``None`` waits for ever.
+        """
+        return self.wait_for(lambda snapshot: snapshot.ready, timeout)
+
+    def wait_for(self, condition: Callable[[Snapshot], bool], timeout: float | None) -> bool:
+        """
+        Wait until a condition holds for the snapshot.
+
+        Args:
+            condition: called with each new snapshot, and with the present one.
+            timeout: seconds; ``None`` waits for ever.
+
+        Returns:
+            Whether it held in time.
+        """
+        return self._belief.wait_for(condition, timeout)
+
+    def status(self) -> dict[str, Any]:
+        """
+        Tell how things stand, as values fit for JSON. Holds no secret.
+
+        Keys: ``service``, ``service_id``, ``agent``, ``running``, ``ready``, ``spiffe_id``,
+        ``serial_number``, ``not_after``, ``outage_budget_seconds`` (how long the leaf serves
+        without the agent), ``trust_domain``, ``roots``, ``intentions``, ``default_policy``,
+        ``generation``, ``version``, ``registered`` (by this process), ``troubles`` (what the agent
+        does not answer, and why), ``notes`` (answers not simply taken), ``decisions`` (count per
+        reason), ``plugins``.
+        """
+        snapshot, watcher = self._belief.snapshot, self._watcher
+        leaf, roots = snapshot.leaf, snapshot.roots
+        default = {True: "allow", False: "deny", None: None}[snapshot.default_allow]
+        return {
+            "service": self.settings.service,
+            "service_id": self.settings.instance_id,
+            "agent": self.settings.agent,
+            "running": self.running,
+            "ready": snapshot.ready,
+            "spiffe_id": leaf.id.uri if leaf else None,
+            "serial_number": leaf.serial_number if leaf else None,
+            "not_after": leaf.not_after.isoformat() if leaf else None,
+            "outage_budget_seconds": self.outage_budget(),
+            "trust_domain": roots.trust_domain if roots else None,
+            "roots": len(roots.certificates) if roots else 0,
+            "intentions": None if snapshot.intentions is None else len(snapshot.intentions),
+            "default_policy": default,
+            "generation": snapshot.generation,
+            "version": snapshot.version,
+            "registered": bool(watcher and watcher.registered),
+            "troubles": dict(watcher.troubles) if watcher else {},
+            "notes": [[at.isoformat(), code, text] for at, code, text in self._belief.notes],
+            "decisions": {str(reason): count for reason, count in self.counts.items()},
+            "plugins": self._plugins.names(),
+        }
+
+    def outage_budget(self) -> float:
+        """Seconds that calls go on without the agent: what is left of the leaf; 0 without one."""
+        leaf = self._belief.snapshot.leaf
+        return max(0.0, leaf.not_after.timestamp() - self._clock()) if leaf else 0.0
+
+    # -- edges ---------------------------------------------------------------------------------
+
+    def server_context(self) -> LiveContext:
+        """
+        The context for this service's TLS sockets, good for the whole life of the server.
+
+        Every connection gets the newest leaf and exactly the newest roots, must show a
+        certificate, and passes the gate. Before there is a leaf, handshakes fail.
+        """
+        if self._server is None:
+            self._server = server_context(lambda: self._belief.generation, self._now)
+        return self._server
+
+    def client_context(self, expected: ServiceId) -> LiveContext:
+        """
+        The context for connections to one upstream, good for any number of them.
+
+        Args:
+            expected: the only identity that may answer; checked before the first byte is sent.
+        """
+        return client_context(lambda: self._belief.generation, self._now, expected)
+
+    def watch_upstream(self, name: str, datacenter: str | None = None) -> UpstreamWatch:
+        """
+        Keep informed of the instances of an upstream; the same watch for the same name.
+
+        Args:
+            name: service that is called.
+            datacenter: where it is looked up; ``None`` means the configured one, or the agent's.
+
+        Raises:
+            NotReadyError: the mesh is not running.
+        """
+        key = (name, datacenter or self.settings.datacenter or None)
+        found = self._upstreams.get(key)
+        if found is not None:
+            return found
+        with self._lock:
+            if self._watcher is None:
+                raise NotReadyError(f"{self!r} is not running: call start()")
+            if key not in self._upstreams:
+                self._upstreams[key] = UpstreamWatch(*key)
+                self._watcher.follow(self._upstreams[key])
+            return self._upstreams[key]
+
+    # -- verdicts ------------------------------------------------------------------------------
+
+    def decide(self, peer: Peer | None, facts: RequestFacts) -> Decision:
+        """
+        Judge one request. Waits for nothing.
+
+        Args:
+            peer: who sent it, from the connection that carried it; ``None`` without an identity.
+            facts: the request.
+
+        Returns:
+            The verdict with its reason; also counted, logged and told to plugins.
+        """
+        verdict = self._judge(peer, facts)
+        self.counts[verdict.reason] += 1
+        if not verdict.allowed:
+            self._log_denial(verdict, peer)
+        if self._plugins.watches_decisions:
+            self._plugins.decision(verdict, peer.id if peer else None, facts)
+        return verdict
+
+    def _judge(self, peer: Peer | None, facts: RequestFacts) -> Decision:
+        snapshot = self._belief.snapshot
+        policy, leaf = snapshot.policy, snapshot.leaf
+        if policy is None or leaf is None:
+            return _NOT_READY if peer is not None else _NO_PEER
+        if peer is None:
+            return _NO_PEER
+        now = self._clock()
+        if now > peer.expires:
+            return _PEER_EXPIRED
+        if now > leaf.not_after.timestamp():
+            return _LEAF_EXPIRED
+        verdict = policy.decide(peer.id, facts)
+        if verdict.allowed and self._plugins.restricts:
+            return self._restricted(peer, facts) or verdict
+        return verdict
+
+    def _restricted(self, peer: Peer, facts: RequestFacts) -> Decision | None:
+        try:
+            return None if self._plugins.permits(peer.id, facts) else _PLUGIN_DENIED
+        except Exception:
+            _log.exception("a plugin failed in mesh_restrict; the request is denied")
+            return _PLUGIN_FAILED
+
+    def _log_denial(self, verdict: Decision, peer: Peer | None) -> None:
+        source = peer.id.uri if peer else "nobody"
+        kind = (source, verdict.reason)
+        first = kind not in self._told and len(self._told) < MAX_TOLD
+        if first:
+            self._told.add(kind)
+        level = logging.WARNING if first else logging.DEBUG
+        _decisions.log(level, "denied %s: %s %s", source, verdict.reason, verdict.detail)
+
+    # -- inside --------------------------------------------------------------------------------
+
+    def _now(self) -> datetime:
+        return datetime.fromtimestamp(self._clock(), UTC)
+
+    def _swapped(self, old: Snapshot, new: Snapshot) -> None:
+        if old.ready != new.ready or old.leaf != new.leaf:
+            _log.info("%s: %s", self, "ready" if new.ready else "not ready")
+        if self._watcher is not None:
+            self._watcher.poke()
+        self._plugins.snapshot(old, new)
+
+    def _after_fork(self) -> None:
+        # The watcher's thread does not exist in the child, and its locks may be held for ever:
+        # forget all, so that nothing is judged by a snapshot that nobody renews.
+        self._lock = threading.Lock()
+        self._reset()
+
+
+_NO_PEER = decision(Reason.NO_PEER)
+_NOT_READY = decision(Reason.NO_POLICY)
+_PEER_EXPIRED = decision(Reason.PEER_EXPIRED)
+_LEAF_EXPIRED = decision(Reason.LEAF_EXPIRED)
+_PLUGIN_DENIED = decision(Reason.PLUGIN_RESTRICTED)
+_PLUGIN_FAILED = decision(Reason.PLUGIN_ERROR)
+
+
+def default_mesh() -> Mesh:
+    """
+    The mesh of this process: the one its server runs, else one made from the environment.
+
+    Raises:
+        ConfigError: there is none yet and the environment does not name the service.
+    """
+    global _default
+    with _default_lock:
+        if _default is None:
+            _default = Mesh()
+        return _default.start()
+
+
+def running_mesh() -> Mesh | None:
+    """The mesh of this process, if one runs."""
+    return _default if _default is not None and _default.running else None
+
+
+def set_default_mesh(mesh: Mesh | None) -> None:
+    """Make *mesh* the one that doors and clients use when none is named."""
+    global _default
+    with _default_lock:
+        _default = mesh
+
+
+def _after_fork() -> None:
+    global _default_lock
+    _default_lock = threading.Lock()
+    for mesh in list(_meshes):
+        with contextlib.suppress(Exception):
+            mesh._after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,160 @@
+"""
+Keeps this instance registered as Connect-native, by one process among its workers.
+
+Owns the lock that decides which process that is, the TTL heartbeat and the deregistration.
+The lock is the operating system's (`fcntl.lockf`): it dies with its holder, so that another
+worker takes over when the owner is killed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+import os
+import stat
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+from .config import Settings
+from .consul import wire
+from .consul.client import ConsulClient
+from .exceptions import AgentError, ConfigError
+
+_log = logging.getLogger("mesh_middleware.registration")
+
+BEATS_PER_TTL = 3
+"""Heartbeats per TTL: two may be lost before the check turns critical."""
+
+
+class OwnerLock:
+    """
+    Decides which process on this machine registers an instance.
+
+    Args:
+        agent: address of the agent.
+        instance: Consul's ID of the instance.
+        folder: where the lock file lies; a private folder of this user unless given.
+    """
+
+    def __init__(self, agent: str, instance: str, folder: Path | None = None) -> None:
+        name = hashlib.sha256(f"{agent}\n{instance}".encode()).hexdigest()[:32]
+        self._folder = folder or _private_folder()
+        self._path = self._folder / f"{name}.lock"
+        self._file: IO[bytes] | None = None
+
+    @property
+    def held(self) -> bool:
+        """Whether this process owns the registration."""
+        return self._file is not None
+
+    def acquire(self) -> bool:
+        """Try to become the owner, without waiting."""
+        if self._file is not None:
+            return True
+        file = open(self._path, "ab")
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.close()
+            return False
+        self._file = file
+        return True
+
+    def release(self) -> None:
+        """Let another process become the owner."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+class Registration:
+    """
+    The registration of this instance, stepped by the watcher.
+
+    Args:
+        settings: what is registered.
+        client: the agent.
+        lock: decides whether this process is the one.
+        told: called with ``True`` after registering, with ``False`` after deregistering.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        client: ConsulClient,
+        lock: OwnerLock,
+        told: Callable[[bool], None],
+    ) -> None:
+        self._settings = settings
+        self._client = client
+        self._lock = lock
+        self._told = told
+        self.registered = False
+
+    @property
+    def owner(self) -> bool:
+        """Whether this process is the one that registers."""
+        return self._lock.held
+
+    async def beat(self, status: str, output: str) -> None:
+        """
+        Register when needed, and report the state of the check.
+
+        Args:
+            status: ``passing`` or ``critical``.
+            output: what people read beside it.
+
+        Raises:
+            AgentError: the agent did not take it; the next beat registers anew.
+        """
+        if not self._lock.acquire():
+            return
+        if not self.registered:
+            await self._register()
+        try:
+            await self._report(status, output)
+        except AgentError:
+            # An agent that lost its state knows the check no more, and says so with 404 or 500.
+            self.registered = False
+            raise
+
+    async def end(self) -> None:
+        """Turn the check critical, deregister, and let go of the ownership."""
+        if self.registered:
+            self.registered = False
+            try:
+                await self._report("critical", "the service is stopping")
+                await self._client.ask(wire.deregister_question(self._settings))
+                self._told(False)
+            except AgentError as error:
+                _log.warning("deregistration of %s: %s", self._settings.instance_id, error)
+        self._lock.release()
+
+    async def _register(self) -> None:
+        answer = await self._client.ask(wire.register_question(self._settings))
+        _expect_200(answer.status, answer.body)
+        self.registered = True
+        _log.info("registered %s as Connect-native", self._settings.instance_id)
+        self._told(True)
+
+    async def _report(self, status: str, output: str) -> None:
+        answer = await self._client.ask(wire.ttl_question(self._settings, status, output))
+        _expect_200(answer.status, answer.body)
+
+
+def _expect_200(status: int, body: object) -> None:
+    if status != 200:
+        raise AgentError(f"{status}: {body}")
+
+
+def _private_folder() -> Path:
+    base = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
+    folder = base / f"mesh_middleware-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    seen = folder.lstat()
+    if not stat.S_ISDIR(seen.st_mode) or seen.st_uid != os.getuid() or seen.st_mode & 0o022:
+        raise ConfigError(f"{folder}: has to be a folder that only this user can write to")
+    return folder

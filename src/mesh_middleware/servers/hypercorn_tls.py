@@ -1,0 +1,181 @@
+"""
+Makes ``certfile = keyfile = "mesh"`` mean our context in Hypercorn.
+
+Owns the one place where a foreign class is touched: ``Config.create_ssl_context``, which Hypercorn
+calls in the worker, with settings and bind known, before it serves. There the mesh starts. A test
+fails when Hypercorn changes what this stands on.
+
+Hypercorn runs WSGI applications by ``loop.run_in_executor``, which copies no context; the loop
+gets a default executor that does, so that the peer reaches the application's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextvars
+import ipaddress
+import multiprocessing
+import signal
+import ssl
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from ..config import Settings, load_settings, offered_options
+from ..exceptions import ConfigError
+from ..mesh import Mesh, set_default_mesh
+from .hosting import find_config, find_sockets, is_marked, table
+
+_WHERE = "the [mesh] table"
+_taught = False
+
+
+class ContextExecutor(concurrent.futures.ThreadPoolExecutor):
+    """A thread pool whose work runs in the context of who submitted it."""
+
+    def submit(
+        self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any
+    ) -> concurrent.futures.Future[Any]:
+        """Submit *fn*, to run in a copy of the present context."""
+        return super().submit(contextvars.copy_context().run, fn, *args, **kwargs)
+
+
+def teach() -> None:
+    """
+    Teach a loaded Hypercorn what ``"mesh"`` means, once; and check the configuration it runs.
+
+    Raises:
+        SystemExit: the configuration cannot work; one line says why.
+    """
+    global _taught
+    if "hypercorn.config" not in sys.modules:
+        return
+    if not _taught:
+        _taught = True
+        _patch()
+    # A Flask application may still name the service in its own configuration: MeshNative checks.
+    if "flask" not in sys.modules:
+        check_hosted()
+
+
+def refuse_wsgi_on_trio() -> None:
+    """
+    End a worker that cannot run a WSGI application.
+
+    Raises:
+        SystemExit: this is Hypercorn's trio worker, which starts no WSGI application.
+    """
+    config = find_config()
+    if config is not None and config.worker_class == "trio":
+        _end(
+            "Hypercorn's trio worker cannot run WSGI applications: "
+            "set worker_class to asyncio or uvloop"
+        )
+
+
+def start_mesh(config: Any) -> ssl.SSLContext:
+    """
+    Start this worker's mesh and make its context.
+
+    Args:
+        config: Hypercorn's configuration.
+
+    Returns:
+        The live context, with Hypercorn's protocols to offer.
+    """
+    settings = _settings(config)
+    mesh = Mesh(settings=settings).start()
+    set_default_mesh(mesh)
+    # With a reachable agent this takes some 50 ms; without one the server starts anyway.
+    mesh.ready(settings.ready_timeout)
+    context = mesh.server_context()
+    context.set_alpn_protocols(config.alpn_protocols)
+    _carry_context()
+    _drain_on_shutdown()
+    return context
+
+
+def _patch() -> None:
+    from hypercorn.config import Config
+
+    original = Config.create_ssl_context
+
+    def create_ssl_context(self: Config) -> ssl.SSLContext | None:
+        return start_mesh(self) if is_marked(self) else original(self)
+
+    Config.create_ssl_context = create_ssl_context  # type: ignore[method-assign]
+
+
+def check_hosted() -> None:
+    """
+    Check the configuration of the Hypercorn that imports the application, if one does.
+
+    Raises:
+        SystemExit: it cannot work, a missing service name included; one line says why.
+    """
+    config = find_config()
+    if config is None:
+        return
+    if not is_marked(config):
+        if table(config) and config.ssl_enabled:
+            _end(
+                f"there is a [mesh] table, but certfile is {config.certfile!r} and keyfile is "
+                f'{config.keyfile!r}: both have to be "mesh"'
+            )
+        return
+    if config.quic_bind:
+        _end("HTTP/3 (quic_bind) has no mesh identity: leave it out")
+    _settings(config)
+
+
+def _settings(config: Any) -> Settings:
+    file = {**offered_options(), **table(config)}
+    try:
+        known = load_settings(file=file, where=_WHERE)
+        host, port = _bound(config)
+        placed = {"port": known.port or port, "address": known.address or _reachable(host)}
+        return load_settings(placed, file=file, where=_WHERE)
+    except ConfigError as error:
+        _end(str(error))
+
+
+def _bound(config: Any) -> tuple[str, int]:
+    sockets = find_sockets()
+    for each in sockets.secure_sockets if sockets else ():
+        name = each.getsockname()
+        if isinstance(name, tuple):
+            return str(name[0]), int(name[1])
+    host, _, port = config.bind[0].rpartition(":")
+    return host.strip("[]"), int(port) if port.isdigit() else 0
+
+
+def _reachable(host: str) -> str:
+    """The address to register: empty, the agent's own, where *host* names no one place."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host
+    return "" if address.is_unspecified else host
+
+
+def _carry_context() -> None:
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    loop.set_default_executor(ContextExecutor(thread_name_prefix="wsgi"))
+
+
+def _drain_on_shutdown() -> None:
+    # Hypercorn's parent sends SIGTERM to all workers as soon as one has ended, and what the others
+    # have in flight would die with them. They follow its shutdown event, so the signal can go.
+    child = multiprocessing.parent_process() is not None
+    if child and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _end(message: str) -> NoReturn:
+    print(f"mesh_middleware: {message}", file=sys.stderr)
+    raise SystemExit(1)

@@ -1,0 +1,82 @@
+"""
+One upstream as the watcher sees it: its instances, and who waits for them.
+
+Owns the last known instances of an upstream. They stay when the agent goes away.
+"""
+
+from __future__ import annotations
+
+import threading
+
+import anyio.to_thread
+
+from .exceptions import MeshError, NotReadyError, ResolveError
+from .resolve import Endpoint, parse_health
+
+
+class UpstreamWatch:
+    """
+    The instances of one upstream, kept by a blocking query.
+
+    Args:
+        name: service that is called.
+        datacenter: where it is looked up; ``None`` means our own.
+    """
+
+    def __init__(self, name: str, datacenter: str | None = None) -> None:
+        self.name = name
+        self.datacenter = datacenter
+        self.endpoints: tuple[Endpoint, ...] | None = None
+        self._why = "the agent has not answered yet"
+        self._changed = threading.Condition()
+
+    def __str__(self) -> str:
+        return self.name if self.datacenter is None else f"{self.name}.{self.datacenter}"
+
+    def wait(self, timeout: float) -> tuple[Endpoint, ...]:
+        """
+        Return the instances, waiting for the first answer if there is none yet.
+
+        Args:
+            timeout: seconds to wait at most.
+
+        Raises:
+            NotReadyError: no answer came in that time.
+            ResolveError: there is no healthy instance.
+        """
+        if self.endpoints is None:
+            with self._changed:
+                self._changed.wait_for(lambda: self.endpoints is not None, timeout)
+        if self.endpoints is None:
+            raise NotReadyError(f"{self}: {self._why}")
+        if not self.endpoints:
+            raise ResolveError(f"{self}: {self._why}")
+        return self.endpoints
+
+    async def wait_async(self, within: float) -> tuple[Endpoint, ...]:
+        """Do as `wait`, for *within* seconds at most, without blocking the event loop."""
+        if self.endpoints:
+            return self.endpoints
+        return await anyio.to_thread.run_sync(self.wait, within)
+
+    def take(self, body: object, trust_domain: str | None) -> None:
+        """
+        Take an answer of the agent.
+
+        Raises:
+            AgentAnswerError: its shape breaks the API; the last instances stay.
+        """
+        if trust_domain is None:
+            raise NotReadyError("the trust domain is not known yet")
+        found = parse_health(body, trust_domain=trust_domain, service=self.name)
+        self.give(found, "no healthy instance that speaks Connect is registered")
+
+    def give(self, endpoints: tuple[Endpoint, ...], why_none: str) -> None:
+        """Replace the instances; *why_none* is told when there are none."""
+        with self._changed:
+            self.endpoints, self._why = endpoints, why_none
+            self._changed.notify_all()
+
+    def fail(self, error: MeshError) -> None:
+        """The agent failed: the last instances stay, those who wait for the first learn why."""
+        self._why = str(error)

@@ -1,0 +1,370 @@
+"""
+The watcher: one daemon thread with an event loop, one task per blocking query.
+
+Owns everything that talks to the agent: the watches on roots, leaf and intentions, the probe of
+the default policy, the registration's heartbeat, and one watch per upstream. Hands answers to
+`belief`; decides nothing itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import threading
+import uuid
+from collections.abc import Awaitable, Callable, Coroutine
+from datetime import datetime
+from typing import Any
+
+import httpx
+
+from .belief import SECOND_LOOK, Belief
+from .config import Settings
+from .consul import watch, wire
+from .consul.client import Answer, ConsulClient
+from .consul.intentions import parse_match
+from .exceptions import AgentAnswerError, AgentRefusedError, MeshError
+from .plugins import Plugins
+from .registration import BEATS_PER_TTL, OwnerLock, Registration
+from .upstreams import UpstreamWatch
+
+_log = logging.getLogger("mesh_middleware.watch")
+
+PROBE_EVERY = 60.0
+"""Seconds between probes of the default policy."""
+TAKEOVER_EVERY = 1.0
+"""Seconds between attempts of a worker that is not the owner to become it."""
+CLOSE_TIMEOUT = 3.0
+"""Longest time in seconds that closing takes, deregistration included."""
+
+
+class Watcher:
+    """
+    The thread that keeps one mesh informed.
+
+    Args:
+        settings: agent, service and rhythm.
+        belief: takes the answers.
+        plugins: told of registrations, asked for upstreams.
+        transport: carries the requests to the agent; a network transport unless given.
+        now: this moment, aware UTC.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        belief: Belief,
+        plugins: Plugins,
+        transport: httpx.AsyncBaseTransport | None,
+        now: Callable[[], datetime],
+    ) -> None:
+        self.troubles: dict[str, str] = {}
+        self.registered = False
+        self._settings = settings
+        self._belief = belief
+        self._plugins = plugins
+        self._transport = transport
+        self._now = now
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._running = threading.Event()
+        self._stop: asyncio.Event
+        self._probe_now: asyncio.Event
+        self._beat_now: asyncio.Event
+        self._joined: asyncio.Event
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._thread = threading.Thread(target=self._run, name="mesh_middleware", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread and wait until its loop runs."""
+        self._thread.start()
+        self._running.wait()
+
+    def close(self) -> None:
+        """Deregister, end every watch, and join the thread; within `CLOSE_TIMEOUT` or so."""
+        if self._loop is None or not self._thread.is_alive():
+            return
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._stop.set)
+        if threading.current_thread() is not self._thread:
+            self._thread.join(CLOSE_TIMEOUT + 1)
+
+    def follow(self, upstream: UpstreamWatch) -> None:
+        """Keep *upstream* informed from now on."""
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(lambda: self._spawn(self._watch_upstream(upstream)))
+
+    def poke(self) -> None:
+        """The snapshot changed, on the watcher's own thread: report the state of the check now."""
+        self._beat_now.set()
+        if self._belief.snapshot.joined:
+            self._joined.set()
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._main())
+        finally:
+            self._running.set()
+
+    async def _main(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._stop, self._probe_now = asyncio.Event(), asyncio.Event()
+        self._beat_now, self._joined = asyncio.Event(), asyncio.Event()
+        self._client = ConsulClient(self._settings, self._transport)
+        self._running.set()
+        registration = self._registration()
+        for work in (self._watch_roots(), self._watch_leaf(), self._watch_intentions()):
+            self._spawn(work)
+        self._spawn(self._probe_default())
+        if registration is not None:
+            self._spawn(self._keep_registered(registration))
+        await self._stop.wait()
+        await self._end(registration)
+
+    async def _end(self, registration: Registration | None) -> None:
+        for task in list(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=1.0)
+        if registration is not None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(registration.end(), CLOSE_TIMEOUT)
+        await self._client.close()
+
+    def _registration(self) -> Registration | None:
+        if not (self._settings.register and self._settings.port):
+            return None
+
+        def told(registered: bool) -> None:
+            self.registered = registered
+            self._plugins.registration(self._settings.instance_id, registered)
+
+        lock = OwnerLock(self._settings.agent, self._settings.instance_id)
+        return Registration(self._settings, self._client, lock, told)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            _log.error("a watch ended, which is a defect", exc_info=task.exception())
+
+    # -- the watches ---------------------------------------------------------------------------
+
+    async def _watch_roots(self) -> None:
+        def take(answer: Answer, regressed: bool) -> None:
+            self._belief.take_roots(wire.parse_roots(answer.body))
+            self._after_regress(regressed)
+
+        await self._watch("roots", wire.roots_question(), take)
+
+    async def _watch_leaf(self) -> None:
+        def take(answer: Answer, regressed: bool) -> None:
+            self._belief.take_leaf(wire.parse_leaf(answer.body))
+
+        await self._watch("leaf", wire.leaf_question(self._settings.service), take)
+
+    async def _watch_intentions(self) -> None:
+        service = self._settings.service
+        question = wire.match_question(service)
+
+        async def ask(cursor: watch.Cursor) -> Answer:
+            answer = await self._client.ask(question, index=cursor.index, wait=self._settings.wait)
+            return answer if answer.index else await self._index_from_list(question, answer)
+
+        async def take(answer: Answer, regressed: bool) -> None:
+            told = parse_match(answer.body, service)
+            self._after_regress(regressed)
+            if not self._belief.take_intentions(told, regressed=regressed):
+                await asyncio.sleep(SECOND_LOOK)
+                again = await self._client.ask(question)
+                self._belief.take_intentions(parse_match(again.body, service), regressed=True)
+
+        await self._follow("intentions", ask, take)
+
+    async def _index_from_list(self, question: wire.Question, answer: Answer) -> Answer:
+        """
+        Complete an answer of an agent whose match has no index (Consul 1.8).
+
+        The list's index serves: the match blocks on it. What was matched before the list was read
+        may be older than its index, so it is matched again, unless the agent has no index at all.
+        """
+        self._belief.take_intentions(
+            parse_match(answer.body, self._settings.service), regressed=False
+        )
+        index = (await self._client.ask(wire.intentions_question())).index
+        again = await self._client.ask(question)
+        return Answer(again.status, index, again.body, again.headers)
+
+    async def _watch_upstream(self, upstream: UpstreamWatch) -> None:
+        def take(answer: Answer, regressed: bool) -> None:
+            upstream.take(answer.body, self._belief.trust_domain)
+
+        while True:
+            if not self._ask_plugins(upstream):
+                break
+            await asyncio.sleep(watch.POLL_EVERY)
+        # The expected identities are in our trust domain, which the roots tell.
+        await self._joined.wait()
+        question = wire.health_question(upstream.name, upstream.datacenter)
+        await self._watch(f"upstream {upstream}", question, take, upstream.fail)
+
+    def _ask_plugins(self, upstream: UpstreamWatch) -> bool:
+        try:
+            found = self._plugins.resolve(upstream.name, upstream.datacenter)
+        except Exception as error:
+            _log.exception("a plugin failed in mesh_resolve")
+            upstream.give((), f"a plugin failed in mesh_resolve: {type(error).__name__}")
+            return True
+        if found is None:
+            return False
+        upstream.give(tuple(found), "a plugin says there is no instance")
+        return True
+
+    async def _watch(
+        self,
+        name: str,
+        question: wire.Question,
+        take: Callable[[Answer, bool], None],
+        failed: Callable[[MeshError], None] | None = None,
+    ) -> None:
+        async def ask(cursor: watch.Cursor) -> Answer:
+            return await self._client.ask(question, index=cursor.index, wait=self._settings.wait)
+
+        async def take_it(answer: Answer, regressed: bool) -> None:
+            take(answer, regressed)
+
+        await self._follow(name, ask, take_it, failed)
+
+    async def _follow(
+        self,
+        name: str,
+        ask: Callable[[watch.Cursor], Awaitable[Answer]],
+        take: Callable[[Answer, bool], Awaitable[None]],
+        failed: Callable[[MeshError], None] | None = None,
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        cursor = watch.Cursor()
+        while True:
+            began = loop.time()
+            try:
+                answer = await ask(cursor)
+                await take(answer, watch.regressed(cursor.index, answer.index))
+            except MeshError as error:
+                cursor = watch.failed(cursor)
+                self._trouble(name, error)
+                if failed is not None:
+                    failed(error)
+                await asyncio.sleep(self._backoff(cursor, error))
+                continue
+            self._well(name)
+            if not answer.index:
+                cursor = watch.Cursor()
+                await asyncio.sleep(watch.POLL_EVERY)
+                continue
+            cursor = watch.answered(cursor, answer.index, loop.time() - began)
+            await asyncio.sleep(watch.pace(cursor))
+
+    def _backoff(self, cursor: watch.Cursor, error: MeshError) -> float:
+        refused = isinstance(error, AgentRefusedError)
+        return watch.backoff(cursor.failures, random.random(), refused=refused)
+
+    def _after_regress(self, regressed: bool) -> None:
+        if regressed:
+            self._belief.note("index_regressed", "the agent's index went backwards; starting over")
+            self._probe_now.set()
+
+    def _trouble(self, name: str, error: MeshError) -> None:
+        if name not in self.troubles:
+            first = not self.troubles
+            # One line when the agent goes, not one per watch and attempt.
+            say = _log.warning if first or isinstance(error, AgentAnswerError) else _log.info
+            kept = "" if self._belief.snapshot.joined else "; no handshake succeeds until then"
+            say("%s: %s (asking again until it answers%s)", name, error, kept)
+        self.troubles[name] = f"{type(error).__name__}: {error}"
+
+    def _well(self, name: str) -> None:
+        if self.troubles.pop(name, None) is not None:
+            if not self.troubles:
+                _log.warning("agent %s answers again", self._settings.agent)
+            self._probe_now.set()
+            self._beat_now.set()
+
+    # -- the default policy --------------------------------------------------------------------
+
+    async def _probe_default(self) -> None:
+        fixed = self._settings.default_policy
+        if fixed is not None:
+            self._belief.take_default(fixed == "allow")
+            return
+        failures = 0
+        while True:
+            self._probe_now.clear()
+            try:
+                self._belief.take_default(await self._discover_default())
+                self._well("default policy")
+                failures, pause = 0, PROBE_EVERY
+            except MeshError as error:
+                # The last verdict stays: an agent that is away has not changed its policy.
+                failures += 1
+                self._trouble("default policy", error)
+                pause = watch.backoff(failures, random.random())
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._probe_now.wait(), pause)
+
+    async def _discover_default(self) -> bool | None:
+        try:
+            answer = await self._client.ask(wire.self_question())
+            default = wire.parse_self_default(answer.body)
+            if default is not None:
+                return default
+        except AgentRefusedError:
+            pass
+        await self._joined.wait()
+        leaf = self._belief.snapshot.leaf
+        assert leaf is not None
+        nobody = f"mesh-middleware-probe-{uuid.uuid4().hex}"
+        uri = leaf.id.uri.removesuffix(leaf.id.name) + nobody
+        answer = await self._client.ask(wire.authorize_question(self._settings.service, uri))
+        default = wire.parse_probe(answer.body, answer.headers.get(wire.DEFAULT_POLICY))
+        if default is None:
+            self._belief.note(
+                "default_unknown",
+                "the default policy cannot be learnt (agent:read is missing, and a wildcard "
+                "intention answers for it); requests that need it are denied; set default_policy",
+            )
+        return default
+
+    # -- the registration ----------------------------------------------------------------------
+
+    async def _keep_registered(self, registration: Registration) -> None:
+        failures = 0
+        while True:
+            self._beat_now.clear()
+            try:
+                await registration.beat(*self._health())
+                self._well("registration")
+                failures = 0
+                pause = self._settings.check_ttl / BEATS_PER_TTL
+                if not registration.owner:
+                    pause = min(pause, TAKEOVER_EVERY)
+            except MeshError as error:
+                failures += 1
+                self._trouble("registration", error)
+                pause = self._backoff(watch.Cursor(failures=failures), error)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._beat_now.wait(), pause)
+
+    def _health(self) -> tuple[str, str]:
+        snapshot = self._belief.snapshot
+        if snapshot.leaf is None or snapshot.roots is None:
+            return "critical", "no leaf or roots yet"
+        if self._now() > snapshot.leaf.not_after:
+            return "critical", f"the leaf expired {snapshot.leaf.not_after:%FT%TZ}"
+        if snapshot.policy is None:
+            return "critical", "no policy yet"
+        return "passing", f"ready; leaf valid until {snapshot.leaf.not_after:%FT%TZ}"
