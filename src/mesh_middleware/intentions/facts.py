@@ -1,0 +1,236 @@
+"""
+What a decision may look at: one request, as lazily as possible.
+
+Owns how a request's parts are found in an ASGI scope, a WSGI environ or plain values. Nothing is
+read before it is asked for, so that a decision about identity alone costs nothing here. Knows
+nothing of rules, and changes nothing in what it reads.
+
+Where the raw request target is known (`target` is not ``None``) it is what proxies see. Where a
+server hides it, what the application will see is all there is: `path`, percent-decoded.
+
+Source: ASGI 3.0 HTTP and WebSocket scopes; PEP 3333.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+Header = tuple[bytes, bytes]
+
+_RAW_TARGETS = ("RAW_URI", "REQUEST_URI")
+"""Keys under which WSGI servers offer the raw target: Gunicorn and Werkzeug, in this order."""
+
+_CGI_HEADERS = {"CONTENT_TYPE": b"content-type", "CONTENT_LENGTH": b"content-length"}
+
+
+class RequestFacts(ABC):
+    """
+    One request, as far as rules can see it.
+
+    Subclasses read from what their server offers; every property may be asked several times.
+    """
+
+    __slots__ = ()
+
+    dashes_known: bool = True
+    """Whether ``-`` and ``_`` in header names can be told apart; not so in a WSGI environ."""
+
+    @property
+    @abstractmethod
+    def method(self) -> bytes:
+        """Request method, as it was sent; ``GET`` for a WebSocket."""
+
+    @property
+    @abstractmethod
+    def target(self) -> bytes | None:
+        """Raw request target with its query; ``None`` where the server hides it."""
+
+    @property
+    @abstractmethod
+    def path(self) -> bytes:
+        """Path the application routes by, percent-decoded, without query."""
+
+    @property
+    @abstractmethod
+    def query(self) -> bytes:
+        """Query without its ``?``; empty when there is none."""
+
+    @property
+    @abstractmethod
+    def headers(self) -> Sequence[Header]:
+        """All headers in order, repeats apart where the server keeps them so."""
+
+    @property
+    def key(self) -> Hashable:
+        """Everything that a rule on method and path can see: equal keys, equal answers."""
+        return (self.method, self.target, self.path)
+
+
+class HttpFacts(RequestFacts):
+    """
+    A request from plain values, as it stood on the wire: for tests and for explaining.
+
+    Args:
+        method: request method.
+        target: request target, with its query.
+        headers: names and values in order; names in any case.
+    """
+
+    __slots__ = ("_headers", "_method", "_target")
+
+    def __init__(self, method: bytes, target: bytes, headers: Sequence[Header] = ()) -> None:
+        self._method = method
+        self._target = target
+        self._headers = headers
+
+    def __repr__(self) -> str:
+        return f"HttpFacts({self._method!r}, {self._target!r}, {len(self._headers)} headers)"
+
+    @property
+    def method(self) -> bytes:
+        return self._method
+
+    @property
+    def target(self) -> bytes | None:
+        return self._target
+
+    @property
+    def path(self) -> bytes:
+        return _unquote(self._target.partition(b"?")[0])
+
+    @property
+    def query(self) -> bytes:
+        return self._target.partition(b"?")[2]
+
+    @property
+    def headers(self) -> Sequence[Header]:
+        return self._headers
+
+
+class AsgiFacts(RequestFacts):
+    """
+    A request in an ASGI scope of type ``http`` or ``websocket``.
+
+    Args:
+        scope: the scope; only read.
+
+    Source: ASGI HTTP specification, "HTTP Connection Scope"; ``raw_path`` is optional there.
+    """
+
+    __slots__ = ("scope",)
+
+    def __init__(self, scope: Mapping[str, Any]) -> None:
+        self.scope = scope
+
+    def __repr__(self) -> str:
+        return f"AsgiFacts({self.method!r}, {self.target or self.path!r})"
+
+    @property
+    def method(self) -> bytes:
+        method: str = self.scope.get("method", "GET")
+        return method.encode("latin-1", "replace")
+
+    @property
+    def target(self) -> bytes | None:
+        raw: bytes | None = self.scope.get("raw_path")
+        if not raw:
+            return None
+        query = self.scope["query_string"]
+        return raw + b"?" + query if query else raw
+
+    @property
+    def path(self) -> bytes:
+        path: str = self.scope["path"]
+        return path.encode("utf-8", "surrogateescape")
+
+    @property
+    def query(self) -> bytes:
+        query: bytes = self.scope["query_string"]
+        return query
+
+    @property
+    def headers(self) -> Sequence[Header]:
+        headers: Sequence[Header] = self.scope["headers"]
+        return headers
+
+    @property
+    def key(self) -> Hashable:
+        scope = self.scope
+        return (scope.get("method"), scope.get("raw_path"), scope["path"])
+
+
+class WsgiFacts(RequestFacts):
+    """
+    A request in a WSGI environ.
+
+    The environ is what the application sees, so it is what is judged: paths are decoded, ``_``
+    and ``-`` in header names are one, repeats are joined. A raw target that the server offers
+    beside it is one more reading.
+
+    Args:
+        environ: the environ; only read.
+
+    Source: PEP 3333; Gunicorn's ``RAW_URI``, Werkzeug's and uWSGI's ``REQUEST_URI``.
+    """
+
+    __slots__ = ("environ",)
+    dashes_known = False
+
+    def __init__(self, environ: Mapping[str, Any]) -> None:
+        self.environ = environ
+
+    def __repr__(self) -> str:
+        return f"WsgiFacts({self.method!r}, {self.target or self.path!r})"
+
+    @property
+    def method(self) -> bytes:
+        method: str = self.environ["REQUEST_METHOD"]
+        return method.encode("latin-1", "replace")
+
+    @property
+    def target(self) -> bytes | None:
+        for key in _RAW_TARGETS:
+            if raw := self.environ.get(key):
+                return str(raw).encode("latin-1", "replace")
+        return None
+
+    @property
+    def path(self) -> bytes:
+        path = self.environ.get("SCRIPT_NAME", "") + self.environ.get("PATH_INFO", "")
+        return path.encode("latin-1", "replace") or b"/"
+
+    @property
+    def query(self) -> bytes:
+        return str(self.environ.get("QUERY_STRING", "")).encode("latin-1", "replace")
+
+    @property
+    def headers(self) -> Sequence[Header]:
+        found = []
+        for key, value in self.environ.items():
+            if key.startswith("HTTP_"):
+                name = key[5:].replace("_", "-").lower().encode("latin-1", "replace")
+            elif key in _CGI_HEADERS and value:
+                name = _CGI_HEADERS[key]
+            else:
+                continue
+            found.append((name, str(value).encode("latin-1", "replace")))
+        return found
+
+    @property
+    def key(self) -> Hashable:
+        get = self.environ.get
+        return (
+            get("REQUEST_METHOD"),
+            get("RAW_URI"),
+            get("REQUEST_URI"),
+            get("SCRIPT_NAME"),
+            get("PATH_INFO"),
+        )
+
+
+def _unquote(path: bytes) -> bytes:
+    from urllib.parse import unquote_to_bytes
+
+    return unquote_to_bytes(path)

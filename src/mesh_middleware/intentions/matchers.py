@@ -1,0 +1,253 @@
+"""
+Permissions compiled: from text to something that matches bytes quickly.
+
+Owns the regular-expression engine and the tables that find the permissions whose path and method
+match. Header criteria are compiled here and judged by `policy`, when a request's headers matter.
+Knows nothing of sources and precedence.
+
+Source: reference 5.4 and 12; RE2 syntax, full match, on bytes (Latin-1), as Envoy 1.40.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+from . import paths
+from .model import Flaw, HeaderMatch, JwtDemand, Permission
+from .reasons import Reason
+
+try:
+    import re2
+except ImportError:  # pragma: no cover - the extra is installed where tests run
+    re2 = None
+
+MAX_PROGRAM_SIZE = 100_000
+"""RE2 instructions one pattern may have; what Envoy allows under Consul is bounded by memory."""
+
+_MANY_PREFIXES = 12
+
+Test = Callable[[bytes], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class HeaderTest:
+    """A header criterion that is ready to test values."""
+
+    name: bytes
+    test: Test | None
+    invert: bool
+
+    def matches(self, values: Sequence[bytes] | None) -> bool:
+        """
+        Test a header's values.
+
+        Args:
+            values: every value of the header; ``None`` when it is absent.
+
+        Returns:
+            Whether any value passes, or none does when inverted. An absent header matches only
+            the inverted test of presence.
+        """
+        if self.test is None:
+            return (values is None) is self.invert
+        if values is None:
+            return False
+        return any(map(self.test, values)) is not self.invert
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What is left of a permission when its path and method match."""
+
+    index: int
+    allow: bool
+    headers: tuple[HeaderTest, ...]
+    jwt: tuple[JwtDemand, ...]
+
+
+@dataclass(slots=True)
+class PathTable:
+    """
+    Finds the permissions of one intention whose path and method match.
+
+    Args:
+        permissions: in order, all of them readable.
+    """
+
+    permissions: tuple[Permission, ...]
+    steps: tuple[Step, ...] = ()
+    _any: list[int] = field(default_factory=list)
+    _exact: dict[bytes, list[int]] = field(default_factory=dict)
+    _prefixes: list[tuple[bytes, int]] = field(default_factory=list)
+    _regexes: list[tuple[Test, int]] = field(default_factory=list)
+    _patterns: list[tuple[str, int]] = field(default_factory=list)
+    _odd: list[tuple[bytes, int]] = field(default_factory=list)
+    _set: Callable[[bytes], list[int] | None] | None = None
+
+    def __post_init__(self) -> None:
+        self.steps = tuple(_step(i, p) for i, p in enumerate(self.permissions))
+        for index, permission in enumerate(self.permissions):
+            self._file(index, permission)
+        if len(self._prefixes) + len(self._regexes) > _MANY_PREFIXES and re2 is not None:
+            self._set = _pattern_set(self._prefixes, self._patterns)
+
+    def _file(self, index: int, permission: Permission) -> None:
+        text = permission.path.encode()
+        if permission.path_test == "exact":
+            self._exact.setdefault(text, []).append(index)
+        elif permission.path_test == "prefix":
+            self._prefixes.append((text, index))
+        elif permission.path_test == "regex":
+            self._regexes.append((compile_regex(permission.path), index))
+            self._patterns.append((permission.path, index))
+        else:
+            self._any.append(index)
+        if permission.path_test in ("exact", "prefix") and not paths.PLAIN.fullmatch(text):
+            self._odd.append((text, index))
+
+    def chain(self, method: bytes, path: bytes) -> tuple[Step, ...]:
+        """
+        List the permissions that may decide, in order.
+
+        Args:
+            method: request method.
+            path: one reading of the path.
+
+        Returns:
+            Permissions whose method and path match, up to the first that asks no more.
+        """
+        name = method.decode("latin-1")
+        found = []
+        for index in sorted(self._match(path)):
+            methods = self.permissions[index].methods
+            if methods and name not in methods:
+                continue
+            found.append(self.steps[index])
+            if not self.steps[index].headers:
+                break
+        return tuple(found)
+
+    def _match(self, path: bytes) -> list[int]:
+        found = [*self._any, *self._exact.get(path, ())]
+        if self._set is not None:
+            hits = self._set(path)
+            if hits is not None:
+                return found + hits
+        found += [index for prefix, index in self._prefixes if path.startswith(prefix)]
+        return found + [index for regex, index in self._regexes if regex(path)]
+
+
+def _step(index: int, permission: Permission) -> Step:
+    headers = tuple(map(_header_test, permission.headers))
+    return Step(index, permission.allow, headers, permission.jwt)
+
+
+def _header_test(match: HeaderMatch) -> HeaderTest:
+    return HeaderTest(match.name.encode(), _value_test(match), match.invert)
+
+
+def _value_test(match: HeaderMatch) -> Test | None:
+    wanted = match.value.encode()
+    if match.test == "present":
+        return None
+    if match.test == "regex":
+        return compile_regex(match.value)
+    if match.ignore_case:
+        return _folded(match.test, wanted.lower())
+    return _plain(match.test, wanted)
+
+
+def _plain(test: str, wanted: bytes) -> Test:
+    if test == "exact":
+        return wanted.__eq__
+    if test == "prefix":
+        return lambda value: value.startswith(wanted)
+    if test == "suffix":
+        return lambda value: value.endswith(wanted)
+    return lambda value: wanted in value
+
+
+def _folded(test: str, wanted: bytes) -> Test:
+    inner = _plain(test, wanted)
+    return lambda value: inner(value.lower())
+
+
+def compile_regex(pattern: str) -> Test:
+    """
+    Compile a pattern that `regex_flaw` has found good.
+
+    Returns:
+        A test for a full match.
+    """
+    match = re2.compile(pattern.encode(), _options()).fullmatch
+    return lambda text: match(text) is not None
+
+
+@lru_cache(maxsize=65536)
+def regex_flaw(pattern: str) -> Flaw | None:
+    """
+    Tell why a pattern cannot be used.
+
+    Returns:
+        ``None`` when it can.
+    """
+    if re2 is None:
+        return Flaw(Reason.NO_REGEX_ENGINE, f"pattern {pattern!r}")
+    try:
+        compiled = re2.compile(pattern.encode(), _options())
+    except re2.error as error:
+        detail = f"pattern {pattern!r}: {error}"
+        return Flaw(Reason.BAD_PATTERN, detail, everyone=True)
+    if compiled.programsize > MAX_PROGRAM_SIZE:
+        return Flaw(Reason.PATTERN_TOO_LARGE, f"a pattern of {compiled.programsize} instructions")
+    return None
+
+
+def permission_flaw(permission: Permission) -> Flaw | None:
+    """Tell why a permission cannot be judged: its own flaw, or that of one of its patterns."""
+    if permission.flaw is not None:
+        return permission.flaw
+    patterns = [match.value for match in permission.headers if match.test == "regex"]
+    if permission.path_test == "regex":
+        patterns.append(permission.path)
+    return next((flaw for flaw in map(regex_flaw, patterns) if flaw), None)
+
+
+def _options() -> Any:
+    options = re2.Options()
+    options.encoding = re2.Options.Encoding.LATIN1
+    options.log_errors = False
+    return options
+
+
+def _pattern_set(
+    prefixes: Sequence[tuple[bytes, int]], regexes: Sequence[tuple[str, int]]
+) -> Callable[[bytes], list[int] | None]:
+    """
+    Match many prefixes and patterns in one pass.
+
+    Returns:
+        The matching permissions; ``None`` when the engine ran out of memory, which shows in the
+        last pattern, which matches everything.
+    """
+    patterns = re2.Set.FullMatchSet(_options())
+    owners = []
+    for prefix, index in prefixes:
+        patterns.Add(re2.escape(prefix) + b"(?s:.*)")
+        owners.append(index)
+    for pattern, index in regexes:
+        patterns.Add(pattern.encode())
+        owners.append(index)
+    sentinel = patterns.Add(b"(?s:.*)")
+    patterns.Compile()
+
+    def match(path: bytes) -> list[int] | None:
+        hits = patterns.Match(path)
+        if sentinel not in hits:
+            return None
+        return [owners[hit] for hit in hits if hit != sentinel]
+
+    return match
