@@ -239,7 +239,7 @@ def _parse_entry(entry: object, trust_domain: str, asked: str | None) -> Endpoin
         raise AgentAnswerError(f"asked for {asked!r}, the answer has an instance of {name!r}")
     host = _text(service, "Address") or _text(node, "Address")
     port = _port(service)
-    weight = _weight(service, _typed(parts.get("Checks") or [], list, "Checks"))
+    weight = _weight(service, _part(parts, "Checks", list))
     expected = _expected(trust_domain, node, service, name)
     if port == 0 or weight == 0 or _text(service, "PeerName"):
         return None
@@ -250,7 +250,7 @@ def _parse_entry(entry: object, trust_domain: str, asked: str | None) -> Endpoin
 
 def _who(service: dict[str, Any]) -> tuple[EndpointKind | None, str]:
     kind = _text(service, "Kind")
-    connect = _typed(service.get("Connect") or {}, dict, "Connect")
+    connect = _part(service, "Connect", dict)
     if kind == "" and connect.get("Native") is True:
         return "native", _text(service, "Service", required=True)
     if kind == "connect-proxy":
@@ -286,7 +286,7 @@ def _weight(service: dict[str, Any], checks: list[Any]) -> int:
     statuses = {_text(_typed(check, dict, "a check"), "Status") for check in checks}
     if statuses - {"passing", "warning"}:
         return 0
-    weights = _typed(service.get("Weights") or {}, dict, "Weights")
+    weights = _part(service, "Weights", dict)
     weight = weights.get("Warning" if "warning" in statuses else "Passing", 1)
     if type(weight) is not int or weight < 0:
         raise AgentAnswerError(f"Service.Weights is {weights!r}, not of numbers")
@@ -297,6 +297,12 @@ def _typed(value: object, kind: type[Any], what: str) -> Any:
     if not isinstance(value, kind):
         raise AgentAnswerError(f"{what} is {type(value).__name__}, not {kind.__name__}")
     return value
+
+
+def _part(owner: dict[str, Any], key: str, kind: type[Any]) -> Any:
+    # Go writes null for an empty map or list, and may leave the key out.
+    value = owner.get(key)
+    return kind() if value is None else _typed(value, kind, key)
 
 
 def _text(owner: dict[str, Any], key: str, *, required: bool = False) -> str:

@@ -1,0 +1,209 @@
+"""
+`httpx.Client` and `httpx.AsyncClient` whose transport speaks mesh.
+
+Owns which transport carries a URL: names in the mesh always go through the mesh, all else only
+where the user mounted an ordinary transport. Refuses the options that would weaken that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+import httpx
+
+from ..exceptions import ConfigError
+from ..resolve import Resolver
+from .transport import DEFAULT_LIMITS, AsyncMeshTransport, MeshTransport
+from .upstreams import MeshLike, names_upstream
+
+_NOT_OURS = {
+    "verify": "the mesh's roots and the upstream's SPIFFE ID are what is verified",
+    "cert": "the leaf from the agent is what is shown",
+    "proxy": "it would carry mesh traffic; mount a transport with a proxy for the hosts behind it",
+}
+
+
+class Client(httpx.Client):
+    """
+    An `httpx.Client` that calls upstreams: ``client.get("https://tax/rates")``.
+
+    Everything else of httpx works as it does there: base URL, headers, timeouts, event hooks,
+    authentication, streaming. Only names in the mesh are called, unless *mounts* or *transport*
+    give ordinary transports for the rest; those never carry a name in the mesh, unless mounted
+    for that very host.
+
+    Args:
+        mesh: the mesh to call through; ``None`` takes this process's own, at the first request.
+        resolver: tells instances instead of the agent.
+        domain: Consul's DNS domain.
+        http1: as httpx.
+        http2: as httpx.
+        limits: as httpx.
+        transport: carries URLs that name nothing in the mesh.
+        mounts: as httpx.
+        options: what else `httpx.Client` takes.
+
+    Raises:
+        ConfigError: ``verify``, ``cert``, ``proxy`` or ``trust_env`` is among *options*.
+    """
+
+    def __init__(
+        self,
+        mesh: MeshLike | None = None,
+        *,
+        resolver: Resolver | None = None,
+        domain: str = "consul",
+        http1: bool = True,
+        http2: bool = False,
+        limits: httpx.Limits = DEFAULT_LIMITS,
+        transport: httpx.BaseTransport | None = None,
+        mounts: Mapping[str, httpx.BaseTransport | None] | None = None,
+        **options: Any,
+    ) -> None:
+        _refuse(options)
+        ours: httpx.BaseTransport = MeshTransport(
+            mesh, resolver=resolver, domain=domain, http1=http1, http2=http2, limits=limits
+        )
+        carried = {
+            pattern: ordinary
+            if ordinary is None or _as_mounted(pattern, ordinary)
+            else _Beside(ours, ordinary, domain)
+            for pattern, ordinary in (mounts or {}).items()
+        }
+        main = ours if transport is None else _Beside(ours, transport, domain)
+        super().__init__(transport=main, mounts=carried, trust_env=False, **options)
+        self._ours = ours
+
+    def close(self) -> None:
+        """Close every connection; the mesh goes on."""
+        super().close()
+        self._ours.close()
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None = None,
+        exc_value: BaseException | None = None,
+        traceback: TracebackType | None = None,
+    ) -> None:
+        super().__exit__(exc_type, exc_value, traceback)
+        self._ours.close()
+
+
+class AsyncClient(httpx.AsyncClient):
+    """
+    An `httpx.AsyncClient` that calls upstreams; all of `Client` holds.
+
+    Args:
+        mesh: the mesh to call through; ``None`` takes this process's own, at the first request.
+        resolver: tells instances instead of the agent.
+        domain: Consul's DNS domain.
+        http1: as httpx.
+        http2: as httpx.
+        limits: as httpx.
+        transport: carries URLs that name nothing in the mesh.
+        mounts: as httpx.
+        options: what else `httpx.AsyncClient` takes.
+
+    Raises:
+        ConfigError: ``verify``, ``cert``, ``proxy`` or ``trust_env`` is among *options*.
+    """
+
+    def __init__(
+        self,
+        mesh: MeshLike | None = None,
+        *,
+        resolver: Resolver | None = None,
+        domain: str = "consul",
+        http1: bool = True,
+        http2: bool = False,
+        limits: httpx.Limits = DEFAULT_LIMITS,
+        transport: httpx.AsyncBaseTransport | None = None,
+        mounts: Mapping[str, httpx.AsyncBaseTransport | None] | None = None,
+        **options: Any,
+    ) -> None:
+        _refuse(options)
+        ours: httpx.AsyncBaseTransport = AsyncMeshTransport(
+            mesh, resolver=resolver, domain=domain, http1=http1, http2=http2, limits=limits
+        )
+        carried = {
+            pattern: ordinary
+            if ordinary is None or _as_mounted(pattern, ordinary)
+            else _AsyncBeside(ours, ordinary, domain)
+            for pattern, ordinary in (mounts or {}).items()
+        }
+        main = ours if transport is None else _AsyncBeside(ours, transport, domain)
+        super().__init__(transport=main, mounts=carried, trust_env=False, **options)
+        self._ours = ours
+
+    async def aclose(self) -> None:
+        """Close every connection; the mesh goes on."""
+        await super().aclose()
+        await self._ours.aclose()
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None = None,
+        exc_value: BaseException | None = None,
+        traceback: TracebackType | None = None,
+    ) -> None:
+        await super().__aexit__(exc_type, exc_value, traceback)
+        await self._ours.aclose()
+
+
+def _refuse(options: dict[str, Any]) -> None:
+    for name, why in _NOT_OURS.items():
+        if name in options:
+            raise ConfigError(f"{name}= has no place in a mesh client: {why}")
+    if options.pop("trust_env", False):
+        raise ConfigError(
+            "trust_env=True has no place in a mesh client: no variable may reroute its traffic"
+        )
+
+
+def _as_mounted(pattern: str, transport: object) -> bool:
+    # A pattern for one very host is the user's own word about it (a test double, for one); those
+    # for schemes and wildcards are about hosts in general, and names in the mesh are not meant.
+    if isinstance(transport, (MeshTransport, AsyncMeshTransport)):
+        return True
+    host = httpx.URL(pattern).host
+    return bool(host) and not host.startswith("*")
+
+
+class _Beside(httpx.BaseTransport):
+    """An ordinary transport that is kept away from names in the mesh."""
+
+    def __init__(
+        self, mesh: httpx.BaseTransport, ordinary: httpx.BaseTransport, domain: str
+    ) -> None:
+        self._mesh = mesh
+        self._ordinary = ordinary
+        self._domain = domain
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        if request.url.scheme == "mesh" or names_upstream(request.url.host, self._domain):
+            return self._mesh.handle_request(request)
+        return self._ordinary.handle_request(request)
+
+    def close(self) -> None:
+        self._ordinary.close()
+
+
+class _AsyncBeside(httpx.AsyncBaseTransport):
+    """An ordinary transport that is kept away from names in the mesh."""
+
+    def __init__(
+        self, mesh: httpx.AsyncBaseTransport, ordinary: httpx.AsyncBaseTransport, domain: str
+    ) -> None:
+        self._mesh = mesh
+        self._ordinary = ordinary
+        self._domain = domain
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        if request.url.scheme == "mesh" or names_upstream(request.url.host, self._domain):
+            return await self._mesh.handle_async_request(request)
+        return await self._ordinary.handle_async_request(request)
+
+    async def aclose(self) -> None:
+        await self._ordinary.aclose()

@@ -1,0 +1,103 @@
+"""
+A refusal by policy, told apart from an application's own 403.
+
+Owns the two marks of such a refusal (our problem type, Envoy's body) and `MeshResponse`, whose
+`raise_for_status` says so. Knows neither connections nor intentions: who denied and why stays with
+the upstream, on purpose.
+
+Source: design 3.2; Envoy, "HTTP RBAC filter", the body of its local reply.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import httpx
+
+from ..resolve import Endpoint
+from .errors import UpstreamDeniedError
+
+DENIED_TYPE = "urn:mesh-middleware:denied"
+ENVOY_DENIED = b"RBAC: access denied"
+MAX_DENIAL_BYTES = 4096
+"""A denial is short: a longer body is the application's."""
+
+
+@dataclass(frozen=True, slots=True)
+class MeshInfo:
+    """
+    Who answered: ``response.extensions["mesh"]``.
+
+    Args:
+        upstream: name that was called.
+        instance: address and identity of the instance.
+        attempts: instances tried, this one included.
+        denied: whether the upstream's policy refused the call.
+    """
+
+    upstream: str
+    instance: Endpoint
+    attempts: int = 1
+    denied: bool = False
+
+    @property
+    def identity(self) -> str:
+        """SPIFFE ID that the instance proved in the handshake."""
+        return self.instance.expected.uri
+
+
+class MeshResponse(httpx.Response):
+    """An `httpx.Response` from the mesh; ``extensions["mesh"]`` holds its `MeshInfo`."""
+
+    def raise_for_status(self) -> httpx.Response:
+        """
+        Raise for an error status, as httpx does.
+
+        Raises:
+            UpstreamDeniedError: the upstream's policy refused the call.
+            httpx.HTTPStatusError: any other error status.
+        """
+        info: MeshInfo = self.extensions["mesh"]
+        if info.denied:
+            raise UpstreamDeniedError(info.upstream, request=self.request, response=self)
+        return super().raise_for_status()
+
+
+def may_be_denial(status: int, headers: httpx.Headers) -> bool:
+    """
+    Tell from the head of a response whether its body is worth reading for a denial.
+
+    Returns:
+        ``True`` for a 403 with a short or unannounced body of the two content types.
+    """
+    if status != 403:
+        return False
+    length = headers.get("content-length", "0")
+    if length.isdecimal() and int(length) > MAX_DENIAL_BYTES:
+        return False
+    return _content_type(headers) in ("application/problem+json", "text/plain")
+
+
+def is_denial(headers: httpx.Headers, body: bytes) -> bool:
+    """
+    Tell whether a 403 comes from policy.
+
+    Args:
+        headers: of the response.
+        body: the whole body.
+    """
+    if body == ENVOY_DENIED:
+        return True
+    if _content_type(headers) != "application/problem+json" or len(body) > MAX_DENIAL_BYTES:
+        return False
+    try:
+        problem = json.loads(body)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(problem, dict) and problem.get("type") == DENIED_TYPE
+
+
+def _content_type(headers: httpx.Headers) -> str:
+    value: str = headers.get("content-type", "")
+    return value.partition(";")[0].strip().lower()

@@ -1,0 +1,293 @@
+"""
+Calling through httpx's own transport: HTTP/2, and loops other than asyncio's.
+
+Owns a *lane* for each expected identity and certificate generation: a stock transport whose
+context only completes handshakes with that identity. A lane of an older generation takes no new
+call and is closed with its last response. Knows nothing of names and instances' choice.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from ..identity import ServiceId
+from ..resolve import Endpoint
+from .errors import ConnectFailure, explain_failure
+from .upstreams import MeshLike, Target, choose, sni
+
+CONNECT_ATTEMPTS = 3
+"""Instances dialled for one request before giving up; nothing is sent twice by that."""
+
+
+@dataclass(slots=True)
+class Answer:
+    """
+    The head of a response, and where the rest comes from.
+
+    Args:
+        status: HTTP status.
+        headers: as they came, in order.
+        stream: the body.
+        extensions: httpx's, such as ``http_version``.
+        endpoint: instance that answered.
+        attempts: instances tried.
+    """
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    stream: Any
+    extensions: dict[str, Any]
+    endpoint: Endpoint
+    attempts: int
+
+
+class _Lane:
+    def __init__(self, transport: Any, generation: int) -> None:
+        self.transport = transport
+        self.generation = generation
+        self.calls = 0
+        self.retired = False
+
+
+class _Lanes:
+    """The lanes of one carrier, counted under a lock: threads share a sync client."""
+
+    def __init__(self, mesh: MeshLike, make: Callable[[ServiceId], Any]) -> None:
+        self._mesh = mesh
+        self._make = make
+        self._lock = threading.Lock()
+        self._lanes: dict[ServiceId, _Lane] = {}
+        self._draining: set[_Lane] = set()
+
+    def enter(self, expected: ServiceId) -> tuple[_Lane, _Lane | None]:
+        """Take the current lane; the second value, if any, has to be closed."""
+        generation = self._mesh.generation
+        with self._lock:
+            lane, idle = self._lanes.get(expected), None
+            if lane is None or lane.generation != generation:
+                if lane is not None:
+                    idle = self._retire(lane)
+                lane = self._lanes[expected] = _Lane(self._make(expected), generation)
+            lane.calls += 1
+            return lane, idle
+
+    def leave(self, lane: _Lane) -> _Lane | None:
+        """Give the lane back; a value returned has to be closed."""
+        with self._lock:
+            lane.calls -= 1
+            if lane.retired and not lane.calls:
+                self._draining.discard(lane)
+                return lane
+        return None
+
+    def _retire(self, lane: _Lane) -> _Lane | None:
+        lane.retired = True
+        if not lane.calls:
+            return lane
+        self._draining.add(lane)
+        return None
+
+    def clear(self) -> list[_Lane]:
+        with self._lock:
+            lanes = [*self._lanes.values(), *self._draining]
+            self._lanes.clear()
+            self._draining.clear()
+            return lanes
+
+
+def _direct(request: httpx.Request, endpoint: Endpoint) -> httpx.Request:
+    # Same method, target, headers (Host included) and body; only where it goes is ours. An
+    # ``sni_hostname`` of the caller would change nothing about who is believed, but is not theirs.
+    url = httpx.URL(
+        scheme="https", host=endpoint.host, port=endpoint.port, raw_path=request.url.raw_path
+    )
+    name = sni(endpoint.expected)
+    extensions = {k: v for k, v in request.extensions.items() if k != "sni_hostname"}
+    if name is not None:
+        extensions["sni_hostname"] = name
+    return httpx.Request(
+        request.method,
+        url,
+        headers=request.headers,
+        stream=request.stream,
+        extensions=extensions,
+    )
+
+
+def _refused(
+    error: Exception, target: Target, endpoint: Endpoint, left: list[Endpoint]
+) -> ConnectFailure:
+    left.remove(endpoint)
+    failure = explain_failure(error, target.name, endpoint)
+    failure.__cause__ = error
+    return failure
+
+
+class StockCarrier:
+    """
+    Carries calls over `httpx.HTTPTransport`.
+
+    Args:
+        mesh: gives contexts and generations.
+        options: ``http1``, ``http2`` and ``limits`` of the stock transport.
+    """
+
+    def __init__(self, mesh: MeshLike, **options: Any) -> None:
+        self._lanes = _Lanes(
+            mesh,
+            lambda expected: httpx.HTTPTransport(
+                verify=mesh.client_context(expected), trust_env=False, **options
+            ),
+        )
+
+    def send(self, request: httpx.Request, target: Target, endpoints: Sequence[Endpoint]) -> Answer:
+        """
+        Send *request* to one of *endpoints*; another is dialled when one cannot be reached.
+
+        Raises:
+            MeshConnectError, MeshConnectTimeout: none could be reached.
+            httpx.TransportError: as httpx.
+        """
+        left, failure = list(endpoints), None
+        for attempt in range(1, CONNECT_ATTEMPTS + 1):
+            if not left:
+                break
+            endpoint = choose(left)
+            try:
+                return self._send(request, endpoint, attempt)
+            except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+                failure = _refused(error, target, endpoint, left)
+        assert failure is not None
+        raise failure
+
+    def _send(self, request: httpx.Request, endpoint: Endpoint, attempt: int) -> Answer:
+        lane, idle = self._lanes.enter(endpoint.expected)
+        if idle is not None:
+            idle.transport.close()
+        try:
+            response = lane.transport.handle_request(_direct(request, endpoint))
+        except BaseException:
+            self._leave(lane)
+            raise
+        stream = _Stream(response.stream, lambda: self._leave(lane))
+        headers = response.headers.raw
+        extensions = response.extensions
+        return Answer(response.status_code, headers, stream, extensions, endpoint, attempt)
+
+    def _leave(self, lane: _Lane) -> None:
+        idle = self._lanes.leave(lane)
+        if idle is not None:
+            idle.transport.close()
+
+    def close(self) -> None:
+        """Close every connection."""
+        for lane in self._lanes.clear():
+            lane.transport.close()
+
+
+class AsyncStockCarrier:
+    """
+    Carries calls over `httpx.AsyncHTTPTransport`: asyncio and trio.
+
+    Args:
+        mesh: gives contexts and generations.
+        options: ``http1``, ``http2`` and ``limits`` of the stock transport.
+    """
+
+    def __init__(self, mesh: MeshLike, **options: Any) -> None:
+        self._lanes = _Lanes(
+            mesh,
+            lambda expected: httpx.AsyncHTTPTransport(
+                verify=mesh.client_context(expected), trust_env=False, **options
+            ),
+        )
+
+    async def send(
+        self, request: httpx.Request, target: Target, endpoints: Sequence[Endpoint]
+    ) -> Answer:
+        """
+        Send *request* to one of *endpoints*; another is dialled when one cannot be reached.
+
+        Raises:
+            MeshConnectError, MeshConnectTimeout: none could be reached.
+            httpx.TransportError: as httpx.
+        """
+        left, failure = list(endpoints), None
+        for attempt in range(1, CONNECT_ATTEMPTS + 1):
+            if not left:
+                break
+            endpoint = choose(left)
+            try:
+                return await self._send(request, endpoint, attempt)
+            except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+                failure = _refused(error, target, endpoint, left)
+        assert failure is not None
+        raise failure
+
+    async def _send(self, request: httpx.Request, endpoint: Endpoint, attempt: int) -> Answer:
+        lane, idle = self._lanes.enter(endpoint.expected)
+        if idle is not None:
+            await idle.transport.aclose()
+        try:
+            response = await lane.transport.handle_async_request(_direct(request, endpoint))
+        except BaseException:
+            await self._leave(lane)
+            raise
+
+        async def leave() -> None:
+            await self._leave(lane)
+
+        stream = _AsyncStream(response.stream, leave)
+        headers = response.headers.raw
+        extensions = response.extensions
+        return Answer(response.status_code, headers, stream, extensions, endpoint, attempt)
+
+    async def _leave(self, lane: _Lane) -> None:
+        idle = self._lanes.leave(lane)
+        if idle is not None:
+            await idle.transport.aclose()
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        for lane in self._lanes.clear():
+            await lane.transport.aclose()
+
+
+class _Stream(httpx.SyncByteStream):
+    def __init__(self, stream: Any, done: Callable[[], None]) -> None:
+        self._stream = stream
+        self._done: Callable[[], None] | None = done
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield from self._stream
+
+    def close(self) -> None:
+        done, self._done = self._done, None
+        try:
+            self._stream.close()
+        finally:
+            if done is not None:
+                done()
+
+
+class _AsyncStream(httpx.AsyncByteStream):
+    def __init__(self, stream: Any, done: Callable[[], Any]) -> None:
+        self._stream = stream
+        self._done: Callable[[], Any] | None = done
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for part in self._stream:
+            yield part
+
+    async def aclose(self) -> None:
+        done, self._done = self._done, None
+        try:
+            await self._stream.aclose()
+        finally:
+            if done is not None:
+                await done()

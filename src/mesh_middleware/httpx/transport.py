@@ -1,0 +1,240 @@
+"""
+The httpx transports that speak mesh.
+
+Owns the order of a call: name, instances, carrier, and what is made of the answer. How bytes
+travel is the carriers' business, which name means what is `upstreams`'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import anyio.to_thread
+import httpx
+
+from ..resolve import Resolver
+from .denial import MAX_DENIAL_BYTES, MeshInfo, MeshResponse, is_denial, may_be_denial
+from .stock import Answer, AsyncStockCarrier, StockCarrier
+from .upstreams import PATIENCE, MeshLike, Target, Targets
+
+DEFAULT_LIMITS = httpx.Limits(
+    max_connections=100, max_keepalive_connections=100, keepalive_expiry=60.0
+)
+"""httpx's own limits would close idle connections after 5 s and keep 20: a handshake costs more
+than the requests that it saves a connection for."""
+
+
+class MeshTransport(httpx.BaseTransport):
+    """
+    Carries requests to upstreams over mutual TLS; ``httpx.Client(mounts={"mesh://": ...})``.
+
+    ``https``, ``http`` and ``mesh`` URLs mean the same: the host names an upstream, the connection
+    is mutual TLS to an instance that the mesh named, and its SPIFFE ID is verified before the
+    first byte is sent. A port in the URL is ignored. No variable of the environment plays a part.
+
+    Args:
+        mesh: the mesh to call through; ``None`` takes this process's own, at the first request.
+        resolver: tells instances instead of the agent.
+        domain: Consul's DNS domain.
+        http1: as httpx.
+        http2: whether HTTP/2 may be spoken; needs the ``h2`` package, as in httpx.
+        limits: as httpx.
+
+    Raises:
+        MeshConnectError: when a request is made; see `mesh_middleware.httpx.errors`.
+    """
+
+    def __init__(
+        self,
+        mesh: MeshLike | None = None,
+        *,
+        resolver: Resolver | None = None,
+        domain: str = "consul",
+        http1: bool = True,
+        http2: bool = False,
+        limits: httpx.Limits = DEFAULT_LIMITS,
+    ) -> None:
+        self._targets = Targets(mesh, resolver, domain)
+        self._options: dict[str, Any] = {"http1": http1, "http2": http2, "limits": limits}
+        self._carrier: StockCarrier | None = None
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        """
+        Send *request* to an instance of the upstream it names.
+
+        Raises:
+            MeshConnectError: nobody could be reached who may answer.
+            httpx.TransportError: as httpx.
+        """
+        target = self._targets.find(request.url.host)
+        if not target.ready():
+            target.wait(_patience(request))
+        answer = self._carry().send(request, target, target.endpoints())
+        response = _dress(answer, target)
+        if may_be_denial(answer.status, response.headers):
+            self._judge(response)
+        return response
+
+    def _carry(self) -> StockCarrier:
+        if self._carrier is None:
+            self._carrier = StockCarrier(self._targets.mesh, **self._options)
+        return self._carrier
+
+    def _judge(self, response: MeshResponse) -> None:
+        rest = iter(response.stream)  # type: ignore[arg-type]
+        stream = _Replayed(response.stream, rest)
+        response.stream = stream
+        try:
+            while stream.size <= MAX_DENIAL_BYTES:
+                part = next(rest, None)
+                if part is None:
+                    _mark(response, b"".join(stream.parts))
+                    return
+                stream.add(part)
+        except BaseException:
+            response.stream.close()
+            raise
+
+    def close(self) -> None:
+        """Close every connection; the mesh goes on."""
+        if self._carrier is not None:
+            self._carrier.close()
+
+
+class AsyncMeshTransport(httpx.AsyncBaseTransport):
+    """
+    `MeshTransport` for `httpx.AsyncClient`: asyncio, uvloop and trio.
+
+    Args:
+        mesh: the mesh to call through; ``None`` takes this process's own, at the first request.
+        resolver: tells instances instead of the agent.
+        domain: Consul's DNS domain.
+        http1: as httpx.
+        http2: whether HTTP/2 may be spoken; needs the ``h2`` package, as in httpx.
+        limits: as httpx.
+    """
+
+    def __init__(
+        self,
+        mesh: MeshLike | None = None,
+        *,
+        resolver: Resolver | None = None,
+        domain: str = "consul",
+        http1: bool = True,
+        http2: bool = False,
+        limits: httpx.Limits = DEFAULT_LIMITS,
+    ) -> None:
+        self._targets = Targets(mesh, resolver, domain)
+        self._options: dict[str, Any] = {"http1": http1, "http2": http2, "limits": limits}
+        self._carrier: AsyncStockCarrier | None = None
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """
+        Send *request* to an instance of the upstream it names.
+
+        Raises:
+            MeshConnectError: nobody could be reached who may answer.
+            httpx.TransportError: as httpx.
+        """
+        target = self._targets.find(request.url.host)
+        if not target.ready():
+            # Only until the first answers are there: a thread waits, the loop does not.
+            await anyio.to_thread.run_sync(target.wait, _patience(request), abandon_on_cancel=True)
+        answer = await self._carry().send(request, target, target.endpoints())
+        response = _dress(answer, target)
+        if may_be_denial(answer.status, response.headers):
+            await self._judge(response)
+        return response
+
+    def _carry(self) -> AsyncStockCarrier:
+        if self._carrier is None:
+            self._carrier = AsyncStockCarrier(self._targets.mesh, **self._options)
+        return self._carrier
+
+    async def _judge(self, response: MeshResponse) -> None:
+        rest = aiter(response.stream)  # type: ignore[arg-type]
+        stream = _AsyncReplayed(response.stream, rest)
+        response.stream = stream
+        try:
+            while stream.size <= MAX_DENIAL_BYTES:
+                part = await anext(rest, None)
+                if part is None:
+                    _mark(response, b"".join(stream.parts))
+                    return
+                stream.add(part)
+        except BaseException:
+            await response.stream.aclose()
+            raise
+
+    async def aclose(self) -> None:
+        """Close every connection; the mesh goes on."""
+        if self._carrier is not None:
+            await self._carrier.aclose()
+
+
+def _patience(request: httpx.Request) -> float:
+    timeout = request.extensions.get("timeout", {}).get("connect")
+    return PATIENCE if timeout is None else float(timeout)
+
+
+def _dress(answer: Answer, target: Target) -> MeshResponse:
+    info = MeshInfo(target.name, answer.endpoint, answer.attempts)
+    return MeshResponse(
+        answer.status,
+        headers=answer.headers,
+        stream=answer.stream,
+        extensions={**answer.extensions, "mesh": info},
+    )
+
+
+def _mark(response: MeshResponse, body: bytes) -> None:
+    if is_denial(response.headers, body):
+        info: MeshInfo = response.extensions["mesh"]
+        response.extensions["mesh"] = MeshInfo(
+            info.upstream, info.instance, info.attempts, denied=True
+        )
+
+
+class _Replayed(httpx.SyncByteStream):
+    """A body whose beginning was read already."""
+
+    def __init__(self, stream: Any, rest: Iterator[bytes]) -> None:
+        self.parts: list[bytes] = []
+        self.size = 0
+        self._stream = stream
+        self._rest = rest
+
+    def add(self, part: bytes) -> None:
+        self.parts.append(part)
+        self.size += len(part)
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield from self.parts
+        yield from self._rest
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+class _AsyncReplayed(httpx.AsyncByteStream):
+    """A body whose beginning was read already."""
+
+    def __init__(self, stream: Any, rest: AsyncIterator[bytes]) -> None:
+        self.parts: list[bytes] = []
+        self.size = 0
+        self._stream = stream
+        self._rest = rest
+
+    def add(self, part: bytes) -> None:
+        self.parts.append(part)
+        self.size += len(part)
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for part in self.parts:
+            yield part
+        async for part in self._rest:
+            yield part
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()

@@ -1,0 +1,253 @@
+"""
+From the host of a URL to the instances that may be dialled.
+
+Owns the table of upstreams one transport has called, the choice among instances, and what the
+transports need of a mesh (`MeshLike`). Shared by the sync and the async transport; waits for
+nothing itself.
+"""
+
+from __future__ import annotations
+
+import random
+import ssl
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from ..exceptions import AgentError, MeshError, NotReadyError, ResolveError
+from ..identity import ServiceId
+from ..resolve import Endpoint, Resolver, Upstream, parse_upstream
+from .errors import MeshConnectError, MeshNotReadyError, NoHealthyInstanceError, UpstreamNameError
+
+PATIENCE = 30.0
+"""Longest wait, in seconds, for the mesh to be joined or an upstream to be told, where the caller
+set no connect timeout."""
+
+
+class WatchLike(Protocol):
+    """A blocking query on one upstream: `mesh_middleware.mesh.UpstreamWatch`."""
+
+    @property
+    def endpoints(self) -> Sequence[Endpoint] | None:
+        """Instances of the last good answer; ``None`` before the first."""
+        ...
+
+    def wait(self, timeout: float) -> Sequence[Endpoint]:
+        """Block until there is an answer, at most *timeout* seconds."""
+        ...
+
+
+class MeshLike(Protocol):
+    """The part of `mesh_middleware.Mesh` that calling an upstream needs."""
+
+    @property
+    def generation(self) -> int:
+        """Grows with each change of leaf or roots."""
+        ...
+
+    @property
+    def snapshot(self) -> Any:
+        """The snapshot: only ``joined`` is asked here."""
+        ...
+
+    def wait_for(self, condition: Callable[[Any], bool], timeout: float) -> bool:
+        """Block until *condition* holds of the snapshot, at most *timeout* seconds."""
+        ...
+
+    def client_context(self, expected: ServiceId) -> ssl.SSLContext:
+        """A live context whose handshakes only succeed with *expected*."""
+        ...
+
+    def watch_upstream(self, name: str, datacenter: str | None = None) -> WatchLike:
+        """Start, or find, the blocking query on *name*."""
+        ...
+
+
+def default_mesh() -> MeshLike:
+    """
+    Find the mesh of this process: the one its server door started, else one from settings.
+
+    Raises:
+        ConfigError: there is none, and the settings do not say how to make one.
+    """
+    # Late: a program that only parses names, or brings its own mesh, starts nothing.
+    from ..mesh import default_mesh as find
+
+    mesh: MeshLike = find()
+    return mesh
+
+
+class Target:
+    """
+    One upstream as a transport sees it.
+
+    Args:
+        upstream: its name, read.
+        mesh: tells its instances, unless *resolver* does.
+        resolver: another source of instances.
+    """
+
+    def __init__(self, upstream: Upstream, mesh: MeshLike, resolver: Resolver | None) -> None:
+        self.upstream = upstream
+        self.name = str(upstream)
+        self._mesh = mesh
+        self._resolver = resolver
+        self._watch: WatchLike | None = None
+        if resolver is None:
+            self._watch = _watch(mesh, upstream)
+
+    def ready(self) -> bool:
+        """Whether a call can be tried without waiting: joined, and instances told."""
+        told = self._watch is None or self._watch.endpoints is not None
+        return told and bool(self._mesh.snapshot.joined)
+
+    def wait(self, timeout: float) -> None:
+        """
+        Block until `ready`, at most about *timeout* seconds; which of the two is missing then,
+        `endpoints` says.
+        """
+        if not self._mesh.wait_for(lambda snapshot: bool(snapshot.joined), timeout):
+            return
+        if self._watch is not None and self._watch.endpoints is None:
+            try:
+                self._watch.wait(timeout)
+            except (AgentError, NotReadyError):
+                return
+
+    def endpoints(self) -> Sequence[Endpoint]:
+        """
+        Tell the instances that may be dialled now.
+
+        Raises:
+            MeshNotReadyError: no leaf or roots, or no answer about this upstream, yet.
+            NoHealthyInstanceError: there is no instance to dial.
+        """
+        if not self._mesh.snapshot.joined:
+            raise MeshNotReadyError(
+                f"{self.name}: this process has no leaf or roots yet", upstream=self.name
+            )
+        if self._watch is not None:
+            found = self._watch.endpoints
+            if found is None:
+                raise MeshNotReadyError(
+                    f"{self.name}: the agent did not tell its instances yet", upstream=self.name
+                )
+        else:
+            found = self._resolve()
+        if not found:
+            raise NoHealthyInstanceError(
+                f"{self.name}: no healthy instance in the mesh", upstream=self.name
+            )
+        return found
+
+    def _resolve(self) -> Sequence[Endpoint]:
+        assert self._resolver is not None
+        try:
+            return self._resolver.resolve(self.upstream)
+        except ResolveError as error:
+            raise NoHealthyInstanceError(str(error), upstream=self.name) from error
+
+
+class Targets:
+    """
+    The upstreams one transport has called, by host.
+
+    Args:
+        mesh: joined by this process; ``None`` finds the process's own at the first call.
+        resolver: tells instances instead of the mesh's blocking queries.
+        domain: Consul's DNS domain.
+    """
+
+    def __init__(self, mesh: MeshLike | None, resolver: Resolver | None, domain: str) -> None:
+        self._mesh = mesh
+        self._resolver = resolver
+        self._domain = domain
+        self._found: dict[str, Target] = {}
+
+    @property
+    def mesh(self) -> MeshLike:
+        """The mesh; found, and started, at the first call."""
+        if self._mesh is None:
+            self._mesh = default_mesh()
+        return self._mesh
+
+    def find(self, host: str) -> Target:
+        """
+        Look up the upstream that *host* names.
+
+        Raises:
+            UpstreamNameError: it names none.
+            MeshConnectError: the mesh cannot watch it.
+        """
+        target = self._found.get(host)
+        if target is None:
+            try:
+                upstream = parse_upstream(host, domain=self._domain)
+            except ResolveError as error:
+                raise UpstreamNameError(str(error), upstream=host) from error
+            # Two threads may both come here; watching is idempotent, and either value will do.
+            target = self._found[host] = Target(upstream, self.mesh, self._resolver)
+        return target
+
+
+def _watch(mesh: MeshLike, upstream: Upstream) -> WatchLike:
+    if upstream.kind == "query":
+        raise UpstreamNameError(
+            f"{upstream}: prepared queries are not offered yet", upstream=str(upstream)
+        )
+    if (upstream.namespace, upstream.partition) != ("default", "default"):
+        raise UpstreamNameError(
+            f"{upstream}: other namespaces and partitions are not offered yet",
+            upstream=str(upstream),
+        )
+    try:
+        return mesh.watch_upstream(upstream.name, upstream.datacenter)
+    except MeshError as error:
+        raise MeshConnectError(str(error), upstream=str(upstream)) from error
+
+
+def names_upstream(host: str, domain: str) -> bool:
+    """Tell whether *host* is a name in the mesh, so that nothing else may carry its traffic."""
+    try:
+        parse_upstream(host, domain=domain)
+    except ResolveError:
+        return host.lower().rstrip(".").endswith("." + domain.lower().strip("."))
+    return True
+
+
+def choose(endpoints: Sequence[Endpoint], draw: Callable[[], float] = random.random) -> Endpoint:
+    """
+    Draw one instance, by weight.
+
+    Args:
+        endpoints: at least one.
+        draw: a number from 0 up to, not including, 1.
+    """
+    if len(endpoints) == 1:
+        return endpoints[0]
+    point = draw() * sum(endpoint.weight for endpoint in endpoints)
+    for endpoint in endpoints:
+        point -= endpoint.weight
+        if point < 0:
+            return endpoint
+    return endpoints[-1]
+
+
+def sni(expected: ServiceId) -> str | None:
+    """
+    Tell the server name to send: what mesh and terminating gateways route by.
+
+    Returns:
+        ``<service>.<namespace>.<datacenter>.internal.<trust domain>``, with a partition
+        ``….<partition>.<datacenter>.internal-v1.<trust domain>``; ``None`` when TLS could not
+        carry it, since instances themselves ignore it.
+
+    Source: Consul connect/sni.go, ``ServiceSNI`` (reference 3.5).
+    """
+    where = f"{expected.datacenter}.internal"
+    if expected.partition != "default":
+        where = f"{expected.partition}.{expected.datacenter}.internal-v1"
+    name = f"{expected.name}.{expected.namespace}.{where}.{expected.trust_domain}"
+    labels = name.split(".")
+    if len(name) > 253 or not all(0 < len(label) < 64 for label in labels) or not name.isascii():
+        return None
+    return name

@@ -1,0 +1,125 @@
+"""One way to drive the sync and the async client, so that a test says its claim once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+
+from mesh_middleware.httpx import AsyncClient, AsyncMeshTransport, Client, MeshTransport
+
+KINDS = ("sync", "asyncio", "uvloop", "trio")
+
+
+class Driver:
+    """
+    Makes clients of one kind.
+
+    Args:
+        kind: ``sync``, or the event loop the async client runs on.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.portal: BlockingPortal | None = None
+
+    @property
+    def is_async(self) -> bool:
+        """Whether clients are `AsyncClient`."""
+        return self.kind != "sync"
+
+    @contextmanager
+    def running(self) -> Iterator[Self]:
+        """Run the event loop, if there is one, in a thread."""
+        if not self.is_async:
+            yield self
+            return
+        backend = "trio" if self.kind == "trio" else "asyncio"
+        options = {"use_uvloop": self.kind == "uvloop"} if backend == "asyncio" else {}
+        with start_blocking_portal(backend, options) as portal:
+            self.portal = portal
+            yield self
+
+    def client(self, *args: Any, **options: Any) -> Session:
+        """Open a mesh client."""
+        return Session(self, AsyncClient if self.is_async else Client, args, options)
+
+    def plain(self, *args: Any, **options: Any) -> Session:
+        """Open a client of httpx itself."""
+        return Session(self, httpx.AsyncClient if self.is_async else httpx.Client, args, options)
+
+    def transport(self, *args: Any, **options: Any) -> Any:
+        """Make a mesh transport."""
+        return (AsyncMeshTransport if self.is_async else MeshTransport)(*args, **options)
+
+    def mock(self, handler: Callable[[httpx.Request], httpx.Response]) -> Any:
+        """Make httpx's own double of an ordinary transport."""
+        return httpx.MockTransport(handler)
+
+    def run(self, call: Callable[..., Any], *args: Any) -> Any:
+        """Call a function, awaiting it where clients are async."""
+        if self.portal is None:
+            return call(*args)
+        return self.portal.call(call, *args)
+
+
+class Session:
+    """An open client; its methods block, whatever its kind."""
+
+    def __init__(
+        self, driver: Driver, kind: type[Any], args: tuple[Any, ...], options: dict[str, Any]
+    ) -> None:
+        self.driver = driver
+        self._make = lambda: kind(*args, **options)
+        self.client: Any = None
+
+    def __enter__(self) -> Self:
+        self.client = self._make()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.driver.run(self.client.aclose if self.driver.is_async else self.client.close)
+
+    def get(self, url: str, **options: Any) -> httpx.Response:
+        """GET."""
+        return self.request("GET", url, **options)
+
+    def request(self, method: str, url: str, **options: Any) -> httpx.Response:
+        """Send a request and read the response."""
+        found: httpx.Response = self.driver.run(lambda: self.client.request(method, url, **options))
+        return found
+
+    def parts(self, method: str, url: str, **options: Any) -> tuple[httpx.Response, list[bytes]]:
+        """Send a request and iterate over the raw parts of the response."""
+        if not self.driver.is_async:
+            with self.client.stream(method, url, **options) as response:
+                return response, list(response.iter_raw())
+
+        async def run() -> tuple[httpx.Response, list[bytes]]:
+            async with self.client.stream(method, url, **options) as response:
+                return response, [part async for part in response.aiter_raw()]
+
+        found: tuple[httpx.Response, list[bytes]] = self.driver.run(run)
+        return found
+
+    def leave(self, method: str, url: str, **options: Any) -> httpx.Response:
+        """Send a request and close the response without reading it."""
+        if not self.driver.is_async:
+            with self.client.stream(method, url, **options) as response:
+                return response  # type: ignore[no-any-return]
+
+        async def run() -> httpx.Response:
+            async with self.client.stream(method, url, **options) as response:
+                return response  # type: ignore[no-any-return]
+
+        found: httpx.Response = self.driver.run(run)
+        return found

@@ -1,0 +1,573 @@
+"""The outbound door: names, identity before the first byte, errors, denials, rotation."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from typing import Any
+
+import httpx
+import pytest
+
+from mesh_middleware.exceptions import (
+    ConfigError,
+    IntentionDeniedError,
+    MeshError,
+    NotReadyError,
+    PeerMismatchError,
+    PeerUnverifiedError,
+    ResolveError,
+)
+from mesh_middleware.httpx import (
+    AsyncClient,
+    Client,
+    MeshConnectError,
+    MeshConnectTimeout,
+    MeshInfo,
+    MeshNotReadyError,
+    NoHealthyInstanceError,
+    UpstreamDeniedError,
+    UpstreamMismatchError,
+    UpstreamNameError,
+    UpstreamUnverifiedError,
+)
+from mesh_middleware.resolve import Endpoint, StaticResolver
+
+from .driver import Driver
+from .support import (
+    PATIENCE,
+    Authority,
+    StaticMesh,
+    Wire,
+    answering,
+    service_id,
+    serving,
+)
+
+PROBLEM = json.dumps({"type": "urn:mesh-middleware:denied", "title": "Denied", "status": 403})
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://tax/rates?year=2026",
+        "http://tax/rates?year=2026",
+        "mesh://tax/rates?year=2026",
+        "https://tax:1234/rates?year=2026",
+        "https://tax.service.consul/rates?year=2026",
+        "http://tax.connect.consul/rates?year=2026",
+    ],
+)
+def test_every_form_of_a_name_reaches_the_upstream(
+    authority: Authority, mesh: StaticMesh, driver: Driver, url: str
+) -> None:
+    """All forms of a name, with any of the three schemes, are one call over mutual TLS."""
+    seen: list[bytes] = []
+
+    def script(wire: Wire) -> None:
+        seen.append(wire.read_head())
+        wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nrates")
+
+    with serving(authority, script) as server, driver.client(mesh) as client:
+        mesh.tell("tax", server.endpoint("tax"))
+        response = client.get(url)
+    assert response.text == "rates"
+    host = httpx.URL(url).netloc
+    assert seen[0].startswith(b"GET /rates?year=2026 HTTP/1.1\r\nHost: " + host + b"\r\n")
+
+
+def test_the_datacenter_of_the_name_is_asked_for(
+    authority: Authority, mesh: StaticMesh, driver: Driver
+) -> None:
+    """``tax.service.dc2.consul`` is looked up in dc2."""
+    with serving(authority, answering(b"far")) as server, driver.client(mesh) as client:
+        mesh.watch_upstream("tax", "dc2").tell(server.endpoint("tax"))
+        assert client.get("https://tax.service.dc2.consul/").text == "far"
+
+
+def test_the_response_tells_who_answered(
+    authority: Authority, mesh: StaticMesh, driver: Driver
+) -> None:
+    """``response.extensions["mesh"]`` has the instance and the identity it proved."""
+    with serving(authority, answering()) as server, driver.client(mesh) as client:
+        mesh.tell("tax", server.endpoint("tax"))
+        response = client.get("https://tax/")
+        info: MeshInfo = response.extensions["mesh"]
+        assert info.instance == server.endpoint("tax")
+        assert (info.identity, info.attempts, info.denied) == (service_id("tax").uri, 1, False)
+        assert response.http_version == "HTTP/1.1"
+        assert response.reason_phrase == "OK"
+
+
+@pytest.mark.parametrize(
+    "uris",
+    [
+        (service_id("other").uri,),
+        (service_id("tax", "dc2").uri,),
+        (service_id("tax").uri.replace("svc/tax", "svc/tax2"),),
+        (service_id("tax").uri, service_id("other").uri),
+    ],
+    ids=["service", "datacenter", "prefix", "two names"],
+)
+def test_no_byte_goes_to_another_identity(
+    authority: Authority, mesh: StaticMesh, driver: Driver, uris: tuple[str, ...]
+) -> None:
+    """An instance with another SPIFFE ID gets nothing, and the error names both."""
+    seen = bytearray()
+
+    def script(wire: Wire) -> None:
+        seen.extend(wire.read_to_end())
+
+    with serving(authority, script, *uris) as server:
+        mesh.tell("tax", server.endpoint("tax"))
+        with driver.client(mesh) as client, pytest.raises(UpstreamMismatchError) as caught:
+            client.request("POST", "https://tax/", content=b"secret")
+    assert not seen
+    assert isinstance(caught.value, httpx.ConnectError)
+    assert isinstance(caught.value, PeerMismatchError)
+    assert caught.value.upstream == "tax.service"
+    assert caught.value.address == f"127.0.0.1:{server.port}"
+    assert caught.value.expected == service_id("tax").uri
+    assert caught.value.seen == caught.value.actual == ",".join(uris)
+
+
+def test_no_byte_goes_to_a_foreign_authority(
+    authority: Authority, mesh: StaticMesh, driver: Driver
+) -> None:
+    """The right name under another CA is nobody."""
+    seen = bytearray()
+
+    def script(wire: Wire) -> None:
+        seen.extend(wire.read_to_end())
+
+    with serving(Authority(), script) as server:
+        mesh.tell("tax", server.endpoint("tax"))
+        with driver.client(mesh) as client, pytest.raises(UpstreamUnverifiedError) as caught:
+            client.get("https://tax/")
+    assert not seen
+    assert isinstance(caught.value, httpx.ConnectError)
+    assert isinstance(caught.value, PeerUnverifiedError)
+
+
+def test_the_server_sees_our_leaf(authority: Authority, mesh: StaticMesh, driver: Driver) -> None:
+    """The connection is mutual: the upstream reads our SPIFFE ID, and gets a server name."""
+    seen: list[Any] = []
+
+    def script(wire: Wire) -> None:
+        seen.append(wire.sock.getpeercert()["subjectAltName"])  # type: ignore[attr-defined]
+        answering()(wire)
+
+    with serving(authority, script) as server, driver.client(mesh) as client:
+        mesh.tell("tax", server.endpoint("tax"))
+        assert client.get("https://tax/").status_code == 200
+    assert seen == [(("URI", service_id("order").uri),)]
+
+
+def test_no_instance_is_an_error_of_its_own(mesh: StaticMesh, driver: Driver) -> None:
+    """No healthy instance is httpx's ConnectError and ours."""
+    mesh.tell("tax")
+    with driver.client(mesh) as client, pytest.raises(NoHealthyInstanceError) as caught:
+        client.get("https://tax/")
+    assert isinstance(caught.value, httpx.ConnectError)
+    assert isinstance(caught.value, ResolveError)
+    assert "tax" in str(caught.value)
+
+
+def test_a_mesh_not_joined_is_an_error_of_its_own(mesh: StaticMesh, driver: Driver) -> None:
+    """Without leaf and roots the call waits for the connect timeout, then says why."""
+    mesh.leave()
+    with driver.client(mesh) as client, pytest.raises(MeshNotReadyError) as caught:
+        client.get("https://tax/", timeout=httpx.Timeout(5, connect=0.01))
+    assert isinstance(caught.value, httpx.ConnectError)
+    assert isinstance(caught.value, NotReadyError)
+
+
+def test_an_upstream_not_told_yet_is_an_error_of_its_own(mesh: StaticMesh, driver: Driver) -> None:
+    """Without an answer about the upstream the call waits likewise."""
+    with driver.client(mesh) as client, pytest.raises(MeshNotReadyError, match="agent"):
+        client.get("https://tax/", timeout=httpx.Timeout(5, connect=0.01))
+
+
+def test_the_first_call_waits_for_the_mesh(
+    authority: Authority, mesh: StaticMesh, driver: Driver
+) -> None:
+    """A call made before the mesh was joined goes through as soon as it is."""
+    mesh.leave()
+    with serving(authority, answering()) as server, driver.client(mesh) as client:
+
+        def join() -> None:
+            mesh.tell("tax", server.endpoint("tax"))
+            mesh.join()
+
+        timer = threading.Timer(0.05, join)
+        timer.start()
+        assert client.get("https://tax/").status_code == 200
+        timer.join(PATIENCE)
+
+
+@pytest.mark.parametrize(
+    "url", ["https://example.com/", "http://10.0.0.1/", "http://localhost:5003/", "https://[::1]/"]
+)
+def test_only_names_in_the_mesh_are_called(mesh: StaticMesh, driver: Driver, url: str) -> None:
+    """Without an ordinary transport mounted, other hosts are errors."""
+    with driver.client(mesh) as client, pytest.raises(UpstreamNameError) as caught:
+        client.get(url)
+    assert isinstance(caught.value, httpx.ConnectError)
+    assert isinstance(caught.value, ResolveError)
+
+
+def test_what_is_not_offered_says_so(mesh: StaticMesh, driver: Driver) -> None:
+    """Prepared queries and foreign namespaces fail by name, and are looked up nowhere else."""
+    with driver.client(mesh) as client:
+        for url in ("https://near.query.consul/", "https://tax.service.team.ns.consul/"):
+            with pytest.raises(UpstreamNameError, match="not offered"):
+                client.get(url)
+
+
+@pytest.mark.parametrize("pattern", ["http://", "https://", "all://", "all://*"])
+def test_ordinary_transports_never_carry_mesh_names(
+    authority: Authority, mesh: StaticMesh, driver: Driver, pattern: str
+) -> None:
+    """Mounted by scheme or wildcard, a transport serves other hosts; mesh names stay in."""
+    scheme = "http" if pattern == "http://" else "https"
+    ordinary = driver.mock(lambda request: httpx.Response(200, text="ordinary"))
+    with serving(authority, answering(b"mesh")) as server:
+        mesh.tell("tax", server.endpoint("tax"))
+        with driver.client(mesh, mounts={pattern: ordinary}) as client:
+            assert client.get(f"{scheme}://example.com/").text == "ordinary"
+            assert client.get(f"{scheme}://tax/").text == "mesh"
+            assert client.get(f"{scheme}://tax.service.consul/").text == "mesh"
+            with pytest.raises(UpstreamNameError):
+                client.get(f"{scheme}://v1.tax.service.consul/")
+
+
+def test_a_transport_of_ones_own_serves_the_rest(
+    authority: Authority, mesh: StaticMesh, driver: Driver
+) -> None:
+    """``transport=`` carries what is not in the mesh, and nothing of the mesh."""
+    ordinary = driver.mock(lambda request: httpx.Response(200, text="ordinary"))
+    with serving(authority, answering(b"mesh")) as server:
+        mesh.tell("tax", server.endpoint("tax"))
+        with driver.client(mesh, transport=ordinary) as client:
+            assert client.get("https://example.com/").text == "ordinary"
+            assert client.get("http://tax/").text == "mesh"
+            assert client.get("mesh://tax/").text == "mesh"
+
+
+def test_one_very_host_can_be_mounted(mesh: StaticMesh, driver: Driver) -> None:
+    """A double mounted for one very host is what the user meant."""
+    double = driver.mock(lambda request: httpx.Response(200, text="double"))
+    with driver.client(mesh, mounts={"https://tax": double}) as client:
+        assert client.get("https://tax/").text == "double"
+
+
+def test_the_transport_mounts_in_a_client_of_httpx(
+    authority: Authority, mesh: StaticMesh, driver: Driver
+) -> None:
+    """``httpx.Client(mounts={"mesh://": MeshTransport()})``, beside ordinary traffic."""
+    ordinary = driver.mock(lambda request: httpx.Response(200, text="ordinary"))
+    with serving(authority, answering(b"mesh")) as server:
+        mesh.tell("tax", server.endpoint("tax"))
+        mounts = {"mesh://": driver.transport(mesh)}
+        with driver.plain(transport=ordinary, mounts=mounts) as client:
+            assert client.get("mesh://tax/").text == "mesh"
+            assert client.get("https://tax/").text == "ordinary"
+        other = {"mesh://": driver.transport(mesh)}
+        with driver.client(mesh, mounts=other) as client:
+            assert client.get("mesh://tax/").text == "mesh"
+
+
+def test_a_redirect_out_of_the_mesh_fails(
+    authority: Authority, mesh: StaticMesh, driver: Driver
+) -> None:
+    """A redirect to a host outside is not followed into the open; one inside is."""
+    out = answering(status=b"302 Found", headers=b"Location: http://example.com/\r\n")
+    into = answering(status=b"302 Found", headers=b"Location: http://tax/\r\n")
+    with serving(authority, out) as leaving, serving(authority, into, name="old") as moved:
+        mesh.tell("tax", leaving.endpoint("tax"))
+        mesh.tell("old", moved.endpoint("old"))
+        with driver.client(mesh, follow_redirects=True) as client:
+            for url in ("https://tax/", "https://old/"):
+                with pytest.raises(UpstreamNameError, match=r"example\.com"):
+                    client.get(url)
+            assert (leaving.connections, moved.connections) == (1, 1)
+
+
+def test_the_environment_reroutes_nothing(
+    authority: Authority, mesh: StaticMesh, driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Proxy and certificate variables change nothing."""
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setenv("SSL_CERT_FILE", "/nonexistent")
+    with serving(authority, answering(b"mesh")) as server, driver.client(mesh) as client:
+        mesh.tell("tax", server.endpoint("tax"))
+        assert client.get("http://tax/").text == "mesh"
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+@pytest.mark.parametrize(
+    "options",
+    [{"verify": False}, {"cert": "x"}, {"proxy": "http://127.0.0.1:9"}, {"trust_env": True}],
+    ids=str,
+)
+def test_options_that_would_weaken_are_refused(
+    mesh: StaticMesh, kind: type[Any], options: dict[str, Any]
+) -> None:
+    """What has no place in a mesh client is a ConfigError that says why."""
+    with pytest.raises(ConfigError, match="has no place"):
+        kind(mesh, **options)
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_httpx_options_work(mesh: StaticMesh, kind: type[Any]) -> None:
+    """Clients are httpx's own, with its arguments."""
+    client = kind(mesh, base_url="https://tax/v1", headers={"x-a": "1"}, timeout=3)
+    assert isinstance(client, (httpx.Client, httpx.AsyncClient))
+    request = client.build_request("GET", "rates")
+    assert str(request.url) == "https://tax/v1/rates"
+    assert request.headers["x-a"] == "1"
+    assert client.trust_env is False
+
+
+@pytest.mark.parametrize(
+    ("headers", "body"),
+    [
+        (b"Content-Type: application/problem+json\r\n", PROBLEM.encode()),
+        (b"Content-Type: application/problem+json; charset=utf-8\r\n", PROBLEM.encode()),
+        (b"Content-Type: text/plain\r\n", b"RBAC: access denied"),
+    ],
+    ids=["ours", "with a charset", "envoy"],
+)
+@pytest.mark.parametrize("streamed", [False, True], ids=["read", "streamed"])
+def test_a_refusal_by_policy_is_told_apart(
+    authority: Authority,
+    mesh: StaticMesh,
+    driver: Driver,
+    headers: bytes,
+    body: bytes,
+    streamed: bool,
+) -> None:
+    """Our problem type and Envoy's text are a policy's no; the body is still there to read."""
+    script = answering(body, b"403 Forbidden", headers)
+    with serving(authority, script) as server, driver.client(mesh) as client:
+        mesh.tell("tax", server.endpoint("tax"))
+        if streamed:
+            response, parts = client.parts("GET", "https://tax/")
+            assert b"".join(parts) == body
+        else:
+            response = client.get("https://tax/")
+            assert response.content == body
+        assert client.get("https://tax/").status_code == 403
+        assert server.connections == 1
+    assert response.extensions["mesh"].denied
+    with pytest.raises(UpstreamDeniedError, match=r"tax\.service: denied") as caught:
+        response.raise_for_status()
+    assert isinstance(caught.value, httpx.HTTPStatusError)
+    assert isinstance(caught.value, IntentionDeniedError)
+    assert caught.value.response is response
+    assert caught.value.request is response.request
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "body"),
+    [
+        (b"403 Forbidden", b"Content-Type: application/problem+json\r\n", b'{"type": "x"}'),
+        (b"403 Forbidden", b"Content-Type: application/problem+json\r\n", b'["type"]'),
+        (b"403 Forbidden", b"Content-Type: application/problem+json\r\n", b"{"),
+        (b"403 Forbidden", b"Content-Type: application/problem+json\r\n", b""),
+        (b"403 Forbidden", b"Content-Type: application/problem+json\r\n", b"[" * 4096),
+        (b"403 Forbidden", b"Content-Type: application/json\r\n", PROBLEM.encode()),
+        (b"403 Forbidden", b"Content-Type: text/plain\r\n", b"RBAC: access denied."),
+        (b"403 Forbidden", b"Content-Type: text/plain\r\n", b"x" * 5000),
+        (b"403 Forbidden", b"", b"no"),
+        (b"401 No", b"Content-Type: application/problem+json\r\n", PROBLEM.encode()),
+    ],
+    ids=range(10),
+)
+def test_an_applications_own_403_stays_one(
+    authority: Authority,
+    mesh: StaticMesh,
+    driver: Driver,
+    status: bytes,
+    headers: bytes,
+    body: bytes,
+) -> None:
+    """A refusal by the application is httpx's ordinary HTTPStatusError."""
+    script = answering(body, status, headers)
+    with serving(authority, script) as server, driver.client(mesh) as client:
+        mesh.tell("tax", server.endpoint("tax"))
+        response = client.get("https://tax/")
+    assert response.content == body
+    assert not response.extensions["mesh"].denied
+    with pytest.raises(httpx.HTTPStatusError) as caught:
+        response.raise_for_status()
+    assert not isinstance(caught.value, MeshError)
+
+
+def test_a_long_chunked_403_is_not_swallowed(
+    authority: Authority, mesh: StaticMesh, driver: Driver
+) -> None:
+    """A body without a length is read for a denial only so far; the rest is streamed."""
+
+    def script(wire: Wire) -> None:
+        wire.read_head()
+        wire.send(
+            b"HTTP/1.1 403 Forbidden\r\nContent-Type: text/plain\r\n"
+            b"Transfer-Encoding: chunked\r\n\r\n"
+        )
+        for _ in range(8):
+            wire.send(b"400\r\n" + b"x" * 1024 + b"\r\n")
+        wire.send(b"0\r\n\r\n")
+
+    with serving(authority, script) as server, driver.client(mesh) as client:
+        mesh.tell("tax", server.endpoint("tax"))
+        response = client.get("https://tax/")
+    assert len(response.content) == 8192
+    assert not response.extensions["mesh"].denied
+
+
+def test_an_unreachable_instance_leads_to_another(
+    authority: Authority, mesh: StaticMesh, driver: Driver
+) -> None:
+    """When one instance refuses connections another is tried; the response counts them."""
+    with serving(authority, answering(b"other")) as server, driver.client(mesh) as client:
+        dead = Endpoint("127.0.0.1", _free_port(), service_id("tax"), weight=128)
+        mesh.tell("tax", dead, server.endpoint("tax"))
+        responses = [client.request("POST", "https://tax/", content=b"x") for _ in range(8)]
+    assert {response.text for response in responses} == {"other"}
+    assert max(response.extensions["mesh"].attempts for response in responses) == 2
+
+
+def test_an_impostor_leads_to_another(
+    authority: Authority, mesh: StaticMesh, driver: Driver
+) -> None:
+    """An instance that is somebody else is passed over like a dead one."""
+    with (
+        serving(authority, answering(), service_id("other").uri) as impostor,
+        serving(authority, answering(b"real")) as server,
+        driver.client(mesh) as client,
+    ):
+        mesh.tell("tax", impostor.endpoint("tax", weight=128), server.endpoint("tax"))
+        assert {client.get("https://tax/").text for _ in range(8)} == {"real"}
+
+
+def test_when_no_instance_answers_the_last_failure_is_told(
+    mesh: StaticMesh, driver: Driver
+) -> None:
+    """All instances dead: a ConnectError that names upstream, address and identity."""
+    dead = Endpoint("127.0.0.1", _free_port(), service_id("tax"))
+    mesh.tell("tax", dead)
+    with driver.client(mesh) as client, pytest.raises(MeshConnectError) as caught:
+        client.get("https://tax/")
+    assert (caught.value.upstream, caught.value.address) == ("tax.service", dead.address)
+    assert caught.value.expected == dead.expected.uri
+
+
+def test_a_silent_instance_is_a_connect_timeout(
+    authority: Authority, mesh: StaticMesh, driver: Driver
+) -> None:
+    """An instance that takes the connection and says nothing ends in httpx's ConnectTimeout."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        mesh.tell("tax", Endpoint("127.0.0.1", silent.getsockname()[1], service_id("tax")))
+        with driver.client(mesh) as client, pytest.raises(MeshConnectTimeout) as caught:
+            client.get("https://tax/", timeout=httpx.Timeout(5, connect=0.05))
+    assert isinstance(caught.value, httpx.ConnectTimeout)
+    assert caught.value.upstream == "tax.service"
+
+
+def test_calls_share_a_connection(authority: Authority, mesh: StaticMesh, driver: Driver) -> None:
+    """One upstream, many calls, one handshake."""
+    with serving(authority, answering()) as server, driver.client(mesh) as client:
+        mesh.tell("tax", server.endpoint("tax"))
+        for _ in range(5):
+            assert client.get("https://tax/").status_code == 200
+        assert server.connections == 1
+
+
+def test_a_rotation_opens_new_connections_and_drains_the_old(
+    authority: Authority, mesh: StaticMesh, driver: Driver
+) -> None:
+    """
+    After a rotation new calls take connections with the new leaf; a call under way on an old
+    connection ends well.
+    """
+    serials: list[str] = []
+    started, rotated = threading.Event(), threading.Event()
+
+    def script(wire: Wire) -> None:
+        serials.append(wire.sock.getpeercert()["serialNumber"])  # type: ignore[attr-defined]
+        while head := wire.read_head():
+            slow = b"GET /slow" in head
+            wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nha")
+            started.set()
+            if slow:
+                assert rotated.wait(PATIENCE)
+            wire.send(b"lf")
+
+    with serving(authority, script) as server, driver.client(mesh) as client:
+        mesh.tell("tax", server.endpoint("tax"))
+        slow: list[str] = []
+        thread = threading.Thread(target=lambda: slow.append(client.get("https://tax/slow").text))
+        thread.start()
+        assert started.wait(PATIENCE)
+        mesh.rotate()
+        assert client.get("https://tax/").text == "half"
+        assert client.get("https://tax/").text == "half"
+        rotated.set()
+        thread.join(PATIENCE)
+        assert slow == ["half"]
+        assert client.get("https://tax/").text == "half"
+    assert len(serials) == len(set(serials)) == 2
+
+
+def test_an_idle_connection_of_an_old_generation_is_not_used(
+    authority: Authority, mesh: StaticMesh, driver: Driver
+) -> None:
+    """After a rotation idle connections are closed rather than used again."""
+    ended = threading.Event()
+
+    def script(wire: Wire) -> None:
+        answering()(wire)
+        ended.set()
+
+    with serving(authority, script) as server, driver.client(mesh) as client:
+        mesh.tell("tax", server.endpoint("tax"))
+        client.get("https://tax/")
+        mesh.rotate()
+        assert not ended.is_set()
+        client.get("https://tax/")
+        assert ended.wait(PATIENCE)
+        assert server.connections == 2
+
+
+def test_a_resolver_can_tell_the_instances(
+    authority: Authority, mesh: StaticMesh, driver: Driver
+) -> None:
+    """``resolver=`` stands in for the agent; identity and address still travel together."""
+    with serving(authority, answering(b"static")) as server:
+        resolver = StaticResolver({"tax": [server.endpoint("tax")]})
+        with driver.client(mesh, resolver=resolver) as client:
+            assert client.get("https://tax/").text == "static"
+            with pytest.raises(NoHealthyInstanceError):
+                client.get("https://other/")
+
+
+def test_calls_are_spread_by_weight(authority: Authority, mesh: StaticMesh, driver: Driver) -> None:
+    """Both instances are called, the heavier one more."""
+    with (
+        serving(authority, answering(b"light")) as light,
+        serving(authority, answering(b"heavy")) as heavy,
+        driver.client(mesh) as client,
+    ):
+        mesh.tell("tax", light.endpoint("tax", weight=1), heavy.endpoint("tax", weight=9))
+        texts = [client.get("https://tax/").text for _ in range(100)]
+    # 100 draws at 0.9: fewer than 60, or none light, happens once in many millions of runs.
+    assert 60 < texts.count("heavy") < 100
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port: int = sock.getsockname()[1]
+        return port
