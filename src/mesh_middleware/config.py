@@ -290,8 +290,8 @@ _READERS: dict[str, Callable[[Any], Any]] = {
 
 
 def _convert(name: str, value: Any) -> Any:
+    read: Callable[[Any], Any] = _READERS.get(name, _text)
     try:
-        read = _READERS.get(name, _text)
         return read(value)
     except (ValueError, TypeError) as error:
         shown = "(hidden)" if name in ("token", "auth") else repr(value)

@@ -161,7 +161,7 @@ def parse_spiffe_id(uri: str) -> SpiffeId:
 
     Raises:
         IdentityError: no SPIFFE ID, none of the five forms, or not the canonical spelling
-            (upper-case trust domain, user, port, query, fragment, needless escapes, ``/ap/default``).
+            (upper-case trust domain, user, port, query, fragment, escapes, ``/ap/default``).
 
     Source: SPIFFE ID 2; Consul agent/connect/uri.go. Stricter than Consul, which ignores query
     and fragment and folds the scheme's case.

@@ -93,7 +93,7 @@ def backoff(failures: int, dice: float, *, refused: bool = False) -> float:
         refused: the last failure was a 403.
     """
     longest = REFUSED_BACKOFF if refused else MAX_BACKOFF
-    ceiling = min(longest, FIRST_BACKOFF * 2 ** min(failures - 1, 10))
+    ceiling = min(longest, FIRST_BACKOFF * 2.0 ** min(failures - 1, 10))
     return max(MIN_BACKOFF, ceiling * dice)
 
 
