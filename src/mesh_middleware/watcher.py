@@ -25,7 +25,7 @@ from .config import Settings
 from .consul import watch, wire
 from .consul.client import Answer, ConsulClient
 from .consul.intentions import parse_match
-from .exceptions import AgentAnswerError, AgentRefusedError, MeshError
+from .exceptions import AgentRefusedError, AgentUnavailableError, MeshError
 from .plugins import Plugins
 from .registration import BEATS_PER_TTL, OwnerLock, Registration
 from .upstreams import UpstreamWatch
@@ -280,11 +280,16 @@ class Watcher:
 
     def _trouble(self, name: str, error: MeshError) -> None:
         if name not in self.troubles:
-            first = not self.troubles
             # One line when the agent goes, not one per watch and attempt.
-            say = _log.warning if first or isinstance(error, AgentAnswerError) else _log.info
-            kept = "" if self._belief.snapshot.joined else "; no handshake succeeds until then"
-            say("%s: %s (asking again until it answers%s)", name, error, kept)
+            away = isinstance(error, AgentUnavailableError)
+            say = _log.info if away and self.troubles else _log.warning
+            joined = self._belief.snapshot.joined
+            say(
+                "%s: %s; asking again until it answers, %s",
+                "no answer from the agent" if away else name,
+                error,
+                "the last answers hold" if joined else "until then no handshake succeeds",
+            )
         self.troubles[name] = f"{type(error).__name__}: {error}"
 
     def _well(self, name: str) -> None:

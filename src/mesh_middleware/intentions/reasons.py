@@ -60,6 +60,7 @@ class Reason(StrEnum):
     # the mesh itself
     NO_POLICY = "no_policy"
     DEFAULT_UNKNOWN = "default_unknown"
+    LEAF_EXPIRED = "leaf_expired"
     PLUGIN_RESTRICTED = "plugin_restricted"
     PLUGIN_ERROR = "plugin_error"
     ERROR = "error"
@@ -239,6 +240,11 @@ ABOUT: dict[Reason, About] = {
         503,
         "Nothing matched, and the default policy of this Consul is not known yet.",
         "Set `default_policy`, or give the token `agent:read`.",
+    ),
+    Reason.LEAF_EXPIRED: About(
+        503,
+        "Our own leaf has expired: the agent has been away for longer than it lasts.",
+        "Bring the agent back; the mesh is joined again by itself.",
     ),
     Reason.PLUGIN_RESTRICTED: About(403, "A plugin refused what the intentions allow.", "-"),
     Reason.PLUGIN_ERROR: About(

@@ -41,6 +41,11 @@ def find_sockets() -> Any:
     return _local("sockets", lambda value: hasattr(value, "secure_sockets"))
 
 
+def find_shutdown_event() -> Any:
+    """Find the event by which Hypercorn's parent ends its workers, or ``None``."""
+    return _local("shutdown_event", lambda value: hasattr(value, "is_set"))
+
+
 def is_marked(config: Any) -> bool:
     """Whether *config* asks for our context."""
     return bool(config.certfile == MARK and config.keyfile == MARK)

@@ -11,22 +11,25 @@ gets a default executor that does, so that the peer reaches the application's th
 
 from __future__ import annotations
 
+import _multiprocessing
 import asyncio
 import concurrent.futures
 import contextvars
 import ipaddress
 import multiprocessing
+import os
 import signal
 import ssl
 import sys
 import threading
 from collections.abc import Callable
+from multiprocessing import resource_tracker
 from typing import Any, NoReturn
 
 from ..config import Settings, load_settings, offered_options
 from ..exceptions import ConfigError
 from ..mesh import Mesh, set_default_mesh
-from .hosting import find_config, find_sockets, is_marked, table
+from .hosting import find_config, find_shutdown_event, find_sockets, is_marked, table
 
 _WHERE = "the [mesh] table"
 _taught = False
@@ -177,5 +180,40 @@ def _drain_on_shutdown() -> None:
 
 
 def _end(message: str) -> NoReturn:
-    print(f"mesh_middleware: {message}", file=sys.stderr)
+    event = find_shutdown_event()
+    if event is None or not event.is_set():
+        print(f"mesh_middleware: {message}", file=sys.stderr, flush=True)
+    if event is not None:
+        event.set()
+        _fail_parent(event)
     raise SystemExit(1)
+
+
+def _fail_parent(event: Any) -> None:
+    """
+    Make the ``hypercorn`` command fail.
+
+    Hypercorn (0.18) exits with 0 whatever became of its only worker, so that a service manager takes
+    a configuration error for a clean stop. A signal that it does not handle ends it with a failure.
+    Only the command itself is ended so, never a program that calls Hypercorn as a library.
+    """
+    parent = multiprocessing.parent_process()
+    command = os.path.basename(sys.argv[0]) == "hypercorn"
+    if parent is None or not command or os.getppid() != parent.pid:
+        return
+    _forget_semaphores(event)
+    os.kill(os.getppid(), signal.SIGUSR1)
+
+
+def _forget_semaphores(event: Any) -> None:
+    # The parent cannot unlink them any more; without this the resource tracker, which does, would
+    # print warnings below our one line.
+    condition = event._cond
+    held = (event._flag, condition._lock, condition._sleeping_count, condition._woken_count)
+    for each in (*held, condition._wait_semaphore):
+        name = each._semlock.name
+        try:
+            _multiprocessing.sem_unlink(name)
+            resource_tracker.unregister(name, "semaphore")
+        except (OSError, AttributeError):
+            continue
