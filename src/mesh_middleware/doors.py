@@ -134,8 +134,8 @@ def plain_path(facts: RequestFacts) -> str | None:
     The path of a request, when it can be read in one way only.
 
     Returns:
-        ``None`` for a target with escapes, doubled slashes, dot segments, parameters or backslashes:
-        no exemption holds for such a one.
+        ``None`` for one with escapes, doubled slashes, dot segments, parameters or backslashes: no
+        exemption holds for such a target.
     """
     path, target = facts.path, facts.target
     if target is not None and target.partition(b"?")[0] != path:

@@ -11,9 +11,9 @@ gets a default executor that does, so that the peer reaches the application's th
 
 from __future__ import annotations
 
-import _multiprocessing
 import asyncio
 import concurrent.futures
+import contextlib
 import contextvars
 import ipaddress
 import multiprocessing
@@ -23,13 +23,16 @@ import ssl
 import sys
 import threading
 from collections.abc import Callable
-from multiprocessing import resource_tracker
+from multiprocessing.synchronize import SemLock
 from typing import Any, NoReturn
 
 from ..config import Settings, load_settings, offered_options
 from ..exceptions import ConfigError
 from ..mesh import Mesh, set_default_mesh
 from .hosting import find_config, find_shutdown_event, find_sockets, is_marked, table
+
+TERM_SLACK = 10.0
+"""Seconds beyond Hypercorn's graceful timeout after which a worker told to end is ended."""
 
 _WHERE = "the [mesh] table"
 _taught = False
@@ -96,7 +99,7 @@ def start_mesh(config: Any) -> ssl.SSLContext:
     context = mesh.server_context()
     context.set_alpn_protocols(config.alpn_protocols)
     _carry_context()
-    _drain_on_shutdown()
+    _drain_on_shutdown(config)
     return context
 
 
@@ -171,12 +174,21 @@ def _carry_context() -> None:
     loop.set_default_executor(ContextExecutor(thread_name_prefix="wsgi"))
 
 
-def _drain_on_shutdown() -> None:
+def _drain_on_shutdown(config: Any) -> None:
     # Hypercorn's parent sends SIGTERM to all workers as soon as one has ended, and what the others
-    # have in flight would die with them. They follow its shutdown event, so the signal can go.
-    child = multiprocessing.parent_process() is not None
-    if child and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # have in flight would die with them. They follow its shutdown event, so the signal only sets
+    # them a term.
+    if multiprocessing.parent_process() is None:
+        return
+    term = config.graceful_timeout + TERM_SLACK
+
+    def give_term(*_: object) -> None:
+        timer = threading.Timer(term, os._exit, (1,))
+        timer.daemon = True
+        timer.start()
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, give_term)
 
 
 def _end(message: str) -> NoReturn:
@@ -193,8 +205,8 @@ def _fail_parent(event: Any) -> None:
     """
     Make the ``hypercorn`` command fail.
 
-    Hypercorn (0.18) exits with 0 whatever became of its only worker, so that a service manager takes
-    a configuration error for a clean stop. A signal that it does not handle ends it with a failure.
+    Hypercorn (0.18) exits with 0 whatever became of its only worker, so that a service manager
+    takes a configuration error for a clean stop. A signal it does not handle ends it as failed.
     Only the command itself is ended so, never a program that calls Hypercorn as a library.
     """
     parent = multiprocessing.parent_process()
@@ -211,9 +223,5 @@ def _forget_semaphores(event: Any) -> None:
     condition = event._cond
     held = (event._flag, condition._lock, condition._sleeping_count, condition._woken_count)
     for each in (*held, condition._wait_semaphore):
-        name = each._semlock.name
-        try:
-            _multiprocessing.sem_unlink(name)
-            resource_tracker.unregister(name, "semaphore")
-        except (OSError, AttributeError):
-            continue
+        with contextlib.suppress(OSError, AttributeError):
+            SemLock._cleanup(each._semlock.name)
