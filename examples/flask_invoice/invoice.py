@@ -2,9 +2,8 @@
 
 import httpx
 from flask import Flask
-from mesh_middleware.flask import mesh_peer
 
-from mesh_middleware import Client, MeshNative
+from mesh_middleware import Client, MeshNative, mesh_peer
 
 NET = 100.0
 

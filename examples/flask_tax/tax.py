@@ -1,9 +1,8 @@
 """Tax: knows the rate, and keeps the books. Who may ask, and who may write, the intentions say."""
 
 from flask import Flask, request
-from mesh_middleware.flask import mesh_peer
 
-from mesh_middleware import MeshNative
+from mesh_middleware import MeshNative, mesh_peer
 
 PERCENT = 19
 

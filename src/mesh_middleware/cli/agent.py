@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
-    from ..dev import DevAgent
+    from ..dev import Answer, DevAgent, Request
+
+_HEARTBEAT = "/v1/agent/check/"
 
 
 def agent(
@@ -23,23 +25,22 @@ def agent(
 ) -> int:
     """Run the Consul-compatible dev agent."""
     import signal
-    import threading
 
     from ..dev import DevAgent
-    from ..exceptions import ConfigError
 
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    # Blocked before the agent's thread exists, which inherits it: the signal comes to sigwait.
+    awaited = {signal.SIGINT, signal.SIGTERM}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, awaited)
     try:
         running = DevAgent(
             port=port, datacenter=datacenter, default_policy=default_policy, state=state
         )
+        running.app.interpose = _tell_writes
         with running:
             _introduce(running, state, default_policy)
-            stop.wait()
-    except OSError as error:
-        raise ConfigError(f"the dev agent cannot listen on port {port}: {error}") from None
+            signal.sigwait(awaited)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     print("dev agent: stopped", flush=True)
     return 0
 
@@ -50,3 +51,18 @@ def _introduce(running: DevAgent, state: Path | None, default_policy: str) -> No
     print(f"  default policy  {default_policy}")
     print(f"  state           {state or 'in memory: gone when this process ends'}")
     print("  stop it with Ctrl-C", flush=True)
+
+
+async def _tell_writes(request: Request) -> Answer | None:
+    # Readings and heartbeats come all the time; what changes something is worth a line.
+    if request.method != "GET" and not request.path.startswith(_HEARTBEAT):
+        query = "&".join(
+            f"{name}={value}" for name in request.query for value in _of(request, name)
+        )
+        line = f"{request.method} {request.path}{'?' if query else ''}{query}"
+        print("".join(c if c.isprintable() else "?" for c in line), flush=True)
+    return None
+
+
+def _of(request: Request, name: str) -> list[str]:
+    return ["(hidden)"] if name == "token" else request.query[name]

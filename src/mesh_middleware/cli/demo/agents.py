@@ -187,5 +187,6 @@ def _consul_configuration(directory: Path, http: int, server: int, serf: int) ->
         },
         "performance": {"raft_multiplier": 1},
         "disable_update_check": True,
-        "log_level": "warn",
+        # Requests are logged at this level, which is how step 7 sees who registers.
+        "log_level": "debug",
     }

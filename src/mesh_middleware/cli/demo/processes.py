@@ -127,6 +127,19 @@ class Process:
             return ""
         return "\n".join(text.splitlines()[-lines:])
 
+    def log_size(self) -> int:
+        """How much it has printed so far, in bytes."""
+        try:
+            return self._log.stat().st_size
+        except OSError:
+            return 0
+
+    def said_since(self, size: int) -> str:
+        """What it has printed after the first *size* bytes."""
+        with self._log.open("rb") as file:
+            file.seek(size)
+            return file.read().decode("utf-8", "replace")
+
 
 def clean_environment(**more: str) -> dict[str, str]:
     """

@@ -8,6 +8,8 @@ happens, Ctrl-C included.
 from __future__ import annotations
 
 import json
+import logging
+import platform
 import signal
 import sys
 import tempfile
@@ -28,7 +30,7 @@ from .evidence import Evidence, Outcome, Step
 from .screen import Screen
 from .services import NAMES, Service, make_services
 from .shop import Shop
-from .stage import LeftOutError, Stage
+from .stage import LeftOutError, Stage, StepFailedError
 
 _OURS = (("invoice", "tax"), ("*", "tax"))
 """The intentions that the steps write."""
@@ -53,6 +55,8 @@ def demo(*, consul: Path | None, use_existing: bool, json_file: Path | None) -> 
     console = Console(stderr=to_stdout, highlight=False)
     evidence, started = Evidence(), time.monotonic()
     screen = Screen(console)
+    # The shop's own mesh lives in this process; what it has to say is not part of the story.
+    logging.getLogger("mesh_middleware").addHandler(logging.NullHandler())
     with tempfile.TemporaryDirectory(prefix="mesh-demo-") as directory, ExitStack() as stack:
         agent = _agent(consul, use_existing, Path(directory))
         stack.callback(agent.api.close)
@@ -81,6 +85,7 @@ def _play(
     agent: agents.Agent, directory: Path, evidence: Evidence, screen: Screen, guest: bool
 ) -> None:
     evidence.facts["agent"] = {"title": agent.title, "address": agent.api.address}
+    evidence.facts["python"] = platform.python_version()
     screen.opening(agent.title, agent.api.address)
     with _closing_undisturbed() as stack:
         stack.callback(agent.stop)
@@ -126,6 +131,8 @@ def _run_step(plan: steps.Plan, stage: Stage) -> Step:
         outcome, says, figures = Outcome.NOT_OFFERED, str(error), {}
     except LeftOutError as error:
         outcome, says, figures = Outcome.LEFT_OUT, str(error), {}
+    except StepFailedError as error:
+        outcome, says, figures = Outcome.FAILED, str(error), {}
     except (MeshError, OSError, httpx.HTTPError) as error:
         outcome, says, figures = Outcome.FAILED, f"{type(error).__name__}: {error}", {}
     seconds = time.monotonic() - started

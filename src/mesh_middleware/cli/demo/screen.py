@@ -39,9 +39,9 @@ class Screen:
         """Say what is about to happen."""
         self._console.print("[bold]mesh demo[/]: shop -> order -> invoice -> tax")
         self._console.print(
-            "Three Python web services join a service mesh by themselves: no sidecar, no proxy.\n"
-            "Each gets a certificate from the agent, speaks mutual TLS, knows who calls it, and\n"
-            "lets in whom the intentions allow. You watch; nothing outside this machine is touched."
+            "Three Python web services join a service mesh by themselves: no sidecar.\n"
+            "Each gets a certificate from the agent, speaks mutual TLS, knows who calls\n"
+            "it, and lets in whom the intentions allow."
         )
         self.line(f"the agent: {agent} at {url}")
 

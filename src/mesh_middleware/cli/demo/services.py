@@ -20,6 +20,9 @@ _EXAMPLES = {"order": "fastapi_order", "invoice": "flask_invoice", "tax": "flask
 NAMES = tuple(_EXAMPLES)
 """The services, from the caller to the called."""
 
+CHECK_TTL = 6.0
+"""Seconds of their TTL check, shorter than usual, so that the demo sees heartbeats."""
+
 
 @dataclass(frozen=True, slots=True)
 class Service:
@@ -51,6 +54,7 @@ def make_services(environment: Mapping[str, str], logs: Path) -> tuple[Service, 
         logs: directory for what they print.
     """
     examples = examples_directory()
+    environment = {**environment, "MESH_CHECK_TTL": f"{CHECK_TTL:g}s"}
     found = []
     for (name, directory), port in zip(_EXAMPLES.items(), free_ports(len(_EXAMPLES)), strict=True):
         arguments = ["--config", "mesh", "--bind", f"127.0.0.1:{port}", f"{name}:app"]

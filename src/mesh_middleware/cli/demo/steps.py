@@ -8,15 +8,21 @@ counts: each step starts from what the one before left.
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from cryptography import x509
+
+from ...exceptions import AgentUnavailableError
 from ..api import AgentApi
 from ..rules import NotOfferedError
 from .agents import Agent
 from .authority import Authority, new_authority
 from .evidence import Call, Evidence
+from .processes import Process
+from .services import CHECK_TTL
 from .shop import Traffic
 from .stage import (
     LeftOutError,
@@ -146,26 +152,18 @@ def rotate(stage: Stage) -> Shown:
         raise LeftOutError("CA rotation: this cluster is not the demo's own")
     before = stage.certificates()
     root = new_authority(stage.identity("shop").trust_domain, "mesh demo, rotated root")
-    started = time.perf_counter()
     with Traffic(stage.shop) as traffic:
         traffic.wait_for_more(5, 10.0)
+        started = time.perf_counter()
         _rotate(stage.agent.api, root)
         with stage.screen.waiting("the CA has a new root; waiting for new certificates"):
-            until(
-                lambda: _all_issued_by(stage, root),
-                timeout=stage.agent.leaf_timeout,
-                every=0.2,
-                what="every service shows a certificate of the new root",
-            )
+            _wait_for_renewal(stage, root, before)
         seconds = time.perf_counter() - started
         traffic.wait_for_more(20, 10.0)
     tally = traffic.stop()
-    after = stage.certificates()
-    for name in after:
-        stage.screen.line(f"{name:<8} {serial(before[name])[:23]} -> {serial(after[name])[:23]}")
     expect_none_failed(tally)
     return Shown(
-        f"every certificate replaced after {seconds:.1f} s; {tally.calls} calls, none failed",
+        f"every certificate replaced within {seconds:.1f} s; {tally.calls} calls, none failed",
         {
             "calls": tally.calls,
             "failed": 0,
@@ -175,39 +173,92 @@ def rotate(stage: Stage) -> Shown:
     )
 
 
+def _wait_for_renewal(
+    stage: Stage, root: Authority, before: Mapping[str, x509.Certificate]
+) -> None:
+    renewed: set[str] = set()
+
+    def ask() -> bool | None:
+        for name, certificate in stage.certificates().items():
+            if name in renewed or certificate.issuer != root.certificate.subject:
+                continue
+            certificate.verify_directly_issued_by(root.certificate)
+            renewed.add(name)
+            stage.screen.line(f"{name:<8} {serial(before[name])} -> {serial(certificate)}")
+        return True if len(renewed) == len(before) else None
+
+    until(
+        ask,
+        timeout=stage.agent.leaf_timeout,
+        every=0.2,
+        what="every service shows a certificate of the new root",
+    )
+
+
 def outlive_agent(stage: Stage) -> Shown:
     """Step 7: the agent goes away and comes back."""
-    if stage.agent.process is None:
+    process = stage.agent.process
+    if process is None:
         raise LeftOutError("stopping the agent: it is not the demo's own")
     with Traffic(stage.shop) as traffic:
         traffic.wait_for_more(5, 10.0)
         stage.agent.stop()
-        at_stop = traffic.tally().calls
         with stage.screen.waiting("the agent is stopped; calls go on"):
-            if not traffic.wait_for_more(100, 30.0):
-                raise StepFailedError("calls stalled without the agent")
-        without = traffic.tally().calls - at_stop
-        stage.screen.line(f"{without} calls while there was no agent")
+            without = _calls_without_agent(stage, traffic)
+        stage.screen.line(f"{without} calls in {_OUTAGE:g} s without an agent")
+        said_before = process.log_size()
         started = time.perf_counter()
         stage.agent.start()
         note_agent(stage.agent, stage.evidence)
-        with stage.screen.waiting("the agent is back; waiting for the services to be healthy"):
+        with stage.screen.waiting("the agent is back; waiting for the services to find it"):
+            _wait_for_registrations(stage, process, said_before)
             stage.wait_healthy(60.0)
         seconds = time.perf_counter() - started
         traffic.wait_for_more(20, 10.0)
     tally = traffic.stop()
     expect_none_failed(tally)
     return Shown(
-        f"{without} calls without an agent, none of {tally.calls} failed; "
-        f"all healthy again {seconds:.1f} s after its start",
+        f"{without} calls without an agent, none of {tally.calls} failed; all three registered "
+        f"again {seconds:.1f} s after its start",
         {
             "calls": tally.calls,
             "calls_without_agent": without,
             "failed": 0,
             "slowest_ms": tally.slowest,
-            "seconds_to_healthy": round(seconds, 2),
+            "seconds_to_registered": round(seconds, 2),
         },
     )
+
+
+_OUTAGE = 1.5 * CHECK_TTL / 3
+"""Seconds without an agent: more than a heartbeat apart, so that every service notices."""
+
+
+def _calls_without_agent(stage: Stage, traffic: Traffic) -> int:
+    before = traffic.tally().calls
+    end = time.monotonic() + _OUTAGE
+    while time.monotonic() < end:
+        if not traffic.wait_for_more(1, 10.0):
+            raise StepFailedError("calls stalled without the agent")
+    try:
+        stage.agent.api.get("/v1/status/leader")
+    except AgentUnavailableError:
+        return traffic.tally().calls - before
+    raise StepFailedError("the agent was stopped, and answers")
+
+
+def _wait_for_registrations(stage: Stage, process: Process, since: int) -> None:
+    # Both agents log such requests, the dev agent as they come, Consul at level DEBUG. Looking at
+    # the services alone would not tell: the agent has kept those from before.
+    def ask() -> bool | None:
+        process.check()
+        registrations = _REGISTRATION.findall(process.said_since(since))
+        return True if len(registrations) >= len(stage.services) else None
+
+    until(ask, timeout=60.0, every=0.05, what="every service registers again")
+
+
+_REGISTRATION = re.compile(r"\bPUT (?:url=)?/v1/agent/service/register\b")
 
 
 def refuse_strangers(stage: Stage) -> Shown:
@@ -277,14 +328,6 @@ def _rotate(api: AgentApi, root: Authority) -> None:
     api.put("/v1/connect/ca/configuration", body)
 
 
-def _all_issued_by(stage: Stage, root: Authority) -> bool | None:
-    for certificate in stage.certificates().values():
-        if certificate.issuer != root.certificate.subject:
-            return None
-        certificate.verify_directly_issued_by(root.certificate)
-    return True
-
-
 def note_agent(agent: Agent, evidence: Evidence) -> None:
     """Note the agent's process as evidence, when it is ours."""
     if agent.process:
@@ -296,14 +339,15 @@ PLANS = (
     Plan(
         1,
         "Three services join the mesh",
-        "Each is its own process, started as in its README. It fetches a certificate from the\n"
-        "agent, opens a mutual-TLS port and registers itself. Three lines of its code are mesh.",
+        "Each is its own process, started as its README says. It gets a certificate\n"
+        "from the agent, opens a mutual-TLS port and registers itself. Three lines\n"
+        "of its code are mesh.",
         join,
     ),
     Plan(
         2,
         "order -> invoice -> tax",
-        "The shop calls order over mutual TLS. Each answer tells whom that service saw calling.",
+        "The shop calls order over mutual TLS. Each answer tells whom the service\nsaw calling.",
         answer,
     ),
     Plan(
@@ -321,27 +365,28 @@ PLANS = (
     Plan(
         5,
         "Allow reading, deny writing",
-        "Tax speaks HTTP, so an intention may look at requests: GET /tax yes, POST /tax no.",
+        "Tax speaks HTTP, so an intention may look at requests: GET /tax is allowed,\n"
+        "POST /tax is denied.",
         permit_by_method,
     ),
     Plan(
         6,
-        "The certificate authority is replaced while calls run",
-        "A new root signs new certificates for everybody. Nobody may notice. (Consul spreads the\n"
-        "renewal over 30 s.)",
+        "The CA is replaced while calls run",
+        "A new root signs new certificates for everybody, and nobody may notice.\n"
+        "(Consul spreads the renewal over 30 s.)",
         rotate,
     ),
     Plan(
         7,
         "The agent is stopped, and started again",
-        "Requests are judged from memory, so calls go on. When the agent is back, the services\n"
-        "find it.",
+        "Requests are judged from memory, so calls go on. When the agent is back, the\n"
+        "services find it.",
         outlive_agent,
     ),
     Plan(
         8,
         "Strangers are refused",
-        "Deny * -> tax, allow invoice -> tax. Then three callers who are not invoice try.",
+        "Deny * -> tax, allow invoice -> tax. Then three who are not invoice try.",
         refuse_strangers,
     ),
 )
