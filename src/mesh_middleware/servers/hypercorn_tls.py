@@ -91,6 +91,7 @@ def start_mesh(config: Any) -> ssl.SSLContext:
     Returns:
         The live context, with Hypercorn's protocols to offer.
     """
+    _drain_on_shutdown(config)
     settings = _settings(config)
     mesh = Mesh(settings=settings).start()
     set_default_mesh(mesh)
@@ -99,7 +100,6 @@ def start_mesh(config: Any) -> ssl.SSLContext:
     context = mesh.server_context()
     context.set_alpn_protocols(config.alpn_protocols)
     _carry_context()
-    _drain_on_shutdown(config)
     return context
 
 
@@ -224,4 +224,4 @@ def _forget_semaphores(event: Any) -> None:
     held = (event._flag, condition._lock, condition._sleeping_count, condition._woken_count)
     for each in (*held, condition._wait_semaphore):
         with contextlib.suppress(OSError, AttributeError):
-            SemLock._cleanup(each._semlock.name)
+            SemLock._cleanup(each._semlock.name)  # type: ignore[attr-defined]
