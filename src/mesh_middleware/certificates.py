@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
@@ -28,6 +28,15 @@ MAX_CHAIN = 10
 
 Role = Literal["client", "server"]
 """The part the holder plays in the handshake: decides which extended usage it needs."""
+
+_UNREADABLE = (
+    ValueError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
+"""What the library raises for certificates and keys it cannot read: no common base."""
 
 _USAGES = {"client": ExtendedKeyUsageOID.CLIENT_AUTH, "server": ExtendedKeyUsageOID.SERVER_AUTH}
 
@@ -117,7 +126,7 @@ def load_certificates(pem: str) -> list[x509.Certificate]:
     """
     try:
         return x509.load_pem_x509_certificates(pem.encode("ascii"))
-    except (ValueError, UnicodeEncodeError) as error:
+    except _UNREADABLE as error:
         raise CertificateError(f"PEM certificates expected: {error}") from None
 
 
@@ -162,7 +171,7 @@ def read_peer(der: bytes, role: Role, now: datetime) -> Peer:
     """
     try:
         certificate = x509.load_der_x509_certificate(der)
-    except ValueError as error:
+    except _UNREADABLE as error:
         raise CertificateError(f"unreadable certificate: {error}") from None
     peer = _describe(certificate)
     check_usage(certificate, role)
@@ -182,7 +191,7 @@ def read_spiffe_id(certificate: x509.Certificate) -> SpiffeId:
         uris = names.get_values_for_type(x509.UniformResourceIdentifier)
     except x509.ExtensionNotFound:
         uris = []
-    except ValueError as error:
+    except _UNREADABLE as error:
         raise CertificateError(f"unreadable extensions: {error}") from None
     if len(uris) != 1:
         raise CertificateError(f"{len(uris)} URI names; an X.509-SVID has exactly one")
@@ -246,10 +255,14 @@ def check_key(pair: KeyPair) -> None:
     """
     try:
         key = serialization.load_pem_private_key(pair.key_pem.encode("ascii"), password=None)
-    except (ValueError, TypeError, UnicodeEncodeError):
+    except (*_UNREADABLE, TypeError):
         raise CertificateError("the private key cannot be read") from None
     certificate = load_certificates(pair.leaf.chain_pem)[0]
-    if _public_bytes(key.public_key()) != _public_bytes(certificate.public_key()):
+    try:
+        public = certificate.public_key()
+    except _UNREADABLE as error:
+        raise CertificateError(f"unreadable public key in the leaf: {error}") from None
+    if _public_bytes(key.public_key()) != _public_bytes(public):
         raise CertificateError(f"the private key is not that of leaf {pair.leaf.serial_number}")
 
 
@@ -317,7 +330,7 @@ def _signs(issuer: x509.Certificate, subject: x509.Certificate) -> bool:
         return False
     try:
         subject.verify_directly_issued_by(issuer)
-    except (InvalidSignature, ValueError, TypeError):
+    except (*_UNREADABLE, InvalidSignature, TypeError):
         return False
     return True
 
@@ -325,7 +338,7 @@ def _signs(issuer: x509.Certificate, subject: x509.Certificate) -> bool:
 def _may_sign(issuer: x509.Certificate) -> bool:
     try:
         return issuer.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-    except (x509.ExtensionNotFound, ValueError):
+    except (*_UNREADABLE, x509.ExtensionNotFound):
         return False
 
 
