@@ -132,7 +132,7 @@ def _scalar(value: Any, wanted: type, path: str) -> Any:
         fits = True
     if not fits:
         raise ValueError(
-            f"json: cannot unmarshal {_name(value)} into Go struct field {path}"
+            f"json: cannot unmarshal {_name(value)} into Go struct field .{path}"
             f" of type {_GO_TYPES[wanted]}"
         )
     return value

@@ -9,7 +9,6 @@ Source: Consul agent API (reference 6.1).
 from __future__ import annotations
 
 import ipaddress
-import json
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -20,7 +19,6 @@ STATUSES = ("passing", "warning", "critical")
 MIN_REAP = 60.0
 """Seconds: the shortest DeregisterCriticalServiceAfter; smaller ones are raised."""
 _PROXY_KINDS = ("connect-proxy", "terminating-gateway")
-_KINDS = ("", *_PROXY_KINDS, "mesh-gateway", "ingress-gateway", "api-gateway")
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,21 +121,31 @@ def _check_service(wanted: dict[str, Any], kind: str, connect: dict[str, Any]) -
     address = wanted.get("Address", "")
     if address in ("0.0.0.0", "::", "[::]"):
         raise Refusal(400, "Invalid service address")
-    if kind not in _KINDS:
-        raise Refusal(400, f"Invalid Service Kind: {json.dumps(kind)}")
-    if kind == "connect-proxy":
-        if not (wanted.get("Proxy") or {}).get("DestinationServiceName"):
-            raise Refusal(400, "Proxy.DestinationServiceName must be non-empty for Connect proxy"
-                          " services")  # fmt: skip
-        if connect.get("Native"):
-            raise Refusal(400, "A Proxy cannot also be Connect Native, only typical services")
-        if not wanted.get("Port") and not wanted.get("SocketPath"):
-            raise Refusal(400, "Port or SocketPath must be set for a Connect proxy")
+    broken = _broken_proxy_rules(wanted, connect) if kind == "connect-proxy" else []
+    if broken:
+        raise Refusal(400, several(broken))
     weights = wanted.get("Weights")
     if weights and weights.get("Passing", 0) < 1:
         raise Refusal(400, "Invalid Weights: Passing must be greater than 0")
     if weights and weights.get("Warning", 0) < 0:
         raise Refusal(400, "Invalid Weights: Warning must be greater or equal than 0")
+
+
+def several(errors: list[str]) -> str:
+    """Errors as Consul lists them when it found any number of them."""
+    count = "1 error" if len(errors) == 1 else f"{len(errors)} errors"
+    return f"{count} occurred:\n" + "".join(f"\t* {error}\n" for error in errors) + "\n"
+
+
+def _broken_proxy_rules(wanted: dict[str, Any], connect: dict[str, Any]) -> list[str]:
+    broken = []
+    if not (wanted.get("Proxy") or {}).get("DestinationServiceName"):
+        broken.append("Proxy.DestinationServiceName must be non-empty for Connect proxy services")
+    if not wanted.get("Port") and not wanted.get("SocketPath"):
+        broken.append("Port or SocketPath must be set for a Connect proxy")
+    if connect.get("Native"):
+        broken.append("A Proxy cannot also be Connect Native, only typical services")
+    return broken
 
 
 def _tagged(address: str, port: int) -> dict[str, dict[str, Any]]:
@@ -193,7 +201,7 @@ def _check_kind(wanted: dict[str, Any], ttl: float) -> str:
                              ("ScriptArgs", "script")):  # fmt: skip
         if wanted.get(field_name):
             return kind
-    raise Refusal(400, "Must provide TTL, or a check to run at an Interval")
+    raise Refusal(400, "Invalid check: TTL must be > 0 for TTL checks")
 
 
 def _seconds(wanted: dict[str, Any], name: str) -> float:

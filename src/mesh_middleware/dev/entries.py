@@ -45,12 +45,7 @@ def read_entry(body: Any) -> Entry:
     entry = decode_entry(body, ENTRIES[kind])
     entry["Kind"] = kind
     if kind in _SINGLETONS:
-        entry.setdefault("Name", _SINGLETONS[kind])
-        if entry["Name"] != _SINGLETONS[kind]:
-            raise Refusal(
-                500, f"invalid name ({json.dumps(entry['Name'])}), only"
-                f" {json.dumps(_SINGLETONS[kind])} is supported"
-            )  # fmt: skip
+        entry["Name"] = _SINGLETONS[kind]  # whatever it says: there is only one
     if not entry.get("Name"):
         raise Refusal(500, "Name is required")
     return entry
@@ -118,6 +113,9 @@ class ConfigEntries:
         else:
             intentions.check_meta(entry.get("Meta", {}))
         ready = {"Kind": kind, "Name": name, **without_empty(entry)}
+        if kind in ("service-defaults", "proxy-defaults"):
+            for part in ("MeshGateway", "Expose"):  # Consul answers these even when empty
+                ready[part] = entry.get(part) or {}
         if kind == "service-intentions":
             _intentions_fit(self, ready)  # nothing else depends on it: cheap with thousands
         else:

@@ -10,6 +10,8 @@ Source: Consul intentions (reference 4, 5.1).
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -219,10 +221,10 @@ def _flat(entry: Entry, source: dict[str, Any]) -> dict[str, Any]:
         flat["Meta"] = meta
     flat["Precedence"] = source["Precedence"]
     if legacy:
-        flat["CreatedAt"], flat["UpdatedAt"] = (
-            source["LegacyCreateTime"],
-            source["LegacyUpdateTime"],
-        )
+        flat["CreatedAt"] = source["LegacyCreateTime"]
+        flat["UpdatedAt"] = source["LegacyUpdateTime"]
+        content = json.dumps([entry["Name"], source], sort_keys=True).encode()
+        flat["Hash"] = base64.b64encode(hashlib.sha256(content).digest()).decode()
     return flat | {"CreateIndex": entry["CreateIndex"], "ModifyIndex": entry["ModifyIndex"]}
 
 

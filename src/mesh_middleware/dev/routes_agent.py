@@ -190,45 +190,51 @@ def checks(call: Call) -> Answer:
 
 # Health of local services, as a load balancer asks for it
 
-_STATUS_CODES = {"passing": 200, "warning": 429, "critical": 503}
+_STATUS_CODES = {"passing": 200, "warning": 429, "critical": 503, "maintenance": 503}
 
 
 def health_by_id(call: Call) -> Answer:
     """``GET /v1/agent/health/service/id/:id``."""
     held = call.state.services.services.get(call.args[0])
     if held is None:
-        raise Refusal(404, f"ServiceId {call.args[0]} not found")
+        nothing = {"AggregatedStatus": "critical", "Service": None, "Checks": None}
+        return _health_answer(call, nothing, 404, "critical", f"ServiceId {call.args[0]} not found")
     call.rights.require("service:read", held.name)
-    return _health_answer(call, [held], single=True)
+    status, view = _health_of(call, held)
+    return _health_answer(call, view, _STATUS_CODES[status], status, status)
 
 
 def health_by_name(call: Call) -> Answer:
     """``GET /v1/agent/health/service/name/:name``."""
     call.rights.require("service:read", call.args[0])
-    return _health_answer(call, call.state.services.named(call.args[0]), single=False)
+    found = [_health_of(call, one) for one in call.state.services.named(call.args[0])]
+    if not found:
+        return _health_answer(call, [], 404, "critical", f"ServiceName {call.args[0]} Not Found")
+    worst = max((status for status, _ in found), key=list(_STATUS_CODES).index)
+    return _health_answer(call, [view for _, view in found], _STATUS_CODES[worst], worst, worst)
 
 
-def _health_answer(call: Call, found: list[Service], *, single: bool) -> Answer:
+def _health_of(call: Call, service: Service) -> tuple[str, dict[str, Any]]:
     state = call.state
-    aggregates = [statuses(state.services.checks_of(one.id)) for one in found]
-    worst = max(aggregates, key=list(_STATUS_CODES).index, default="critical")
-    status = _STATUS_CODES[worst] if found else 404
-    headers = (("X-Consul-Reason", worst),)
+    checks = state.services.checks_of(service.id)
+    status = "maintenance" if any(c.kind == "maintenance" for c in checks) else statuses(checks)
+    views = [check_view(check, service, state.node) for check in checks]
+    body = {
+        "AggregatedStatus": status,
+        "Service": agent_service(service, state.node),
+        "Checks": views,
+    }
+    return status, body
+
+
+def _health_answer(call: Call, body: Any, code: int, status: str, reason: str) -> Answer:
+    headers = (("X-Consul-Reason", reason),)
     wants_text = "text/plain" in call.request.headers.get("accept", "")
     if call.request.first("format") == "text" or wants_text:
-        return Answer(worst.encode(), status, headers=(("Content-Type", "text/plain"), *headers))
-    bodies = [
-        {
-            "AggregatedStatus": aggregate,
-            "Service": agent_service(one, state.node),
-            "Checks": [check_view(c, one, state.node) for c in state.services.checks_of(one.id)],
-        }
-        for one, aggregate in zip(found, aggregates, strict=True)
-    ]
-    body = bodies[0] if single else bodies
-    # A body of an unhealthy service is JSON all the same: hand it over as bytes.
-    text, _ = Answer(body).encode()
-    return Answer(text, status, headers=(("Content-Type", "application/json"), *headers))
+        return Answer(status.encode(), code, headers=(("Content-Type", "text/plain"), *headers))
+    # An unhealthy service is no error: its body is JSON all the same, so it goes as bytes.
+    text, kind = Answer(body).encode()
+    return Answer(text, code, headers=(("Content-Type", kind), *headers))
 
 
 # The agent itself

@@ -197,7 +197,7 @@ def _cas(call: Call) -> int | None:
     if not text:
         return None
     if not text.isdigit():
-        raise Refusal(400, "Bad request: Invalid cas")
+        raise Refusal(500, f'strconv.ParseUint: parsing "{text}": invalid syntax')
     return int(text)
 
 

@@ -82,7 +82,8 @@ def _roots(state: State) -> dict[str, Any]:
     return {
         "ActiveRootID": state.ca.active.id,
         "TrustDomain": state.ca.trust_domain,
-        "Roots": [_root_view(root, state) for root in state.ca.roots],
+        # By ID, as Consul lists them: the active one is anywhere.
+        "Roots": [_root_view(root, state) for root in sorted(state.ca.roots, key=lambda r: r.id)],
     }
 
 
@@ -120,7 +121,8 @@ def leaf(call: Call) -> Answer:
     call.rights.require("service:write", name)
     _check_datacenter(call)
     if "/" in name:
-        raise Refusal(500, f"SPIFFE ID is not in the expected format: {quote(name)}")
+        uri = state.identity("").uri + quote(name)
+        raise Refusal(500, f"SPIFFE ID is not in the expected format: {uri}")
     held = state.leaves.get(name)
     issued = state.leaf(name, blocking=call.blocking)
     age = max(0, int((state.now() - issued.at).total_seconds()))
@@ -168,7 +170,9 @@ def put_configuration(call: Call) -> Answer:
     call.rights.require("operator:write")
     body = decode_body(call.request.json(), schemas.CA_CONFIG)
     if body.get("Provider", "consul") != "consul":
-        raise Refusal(500, f'unknown CA provider "{body["Provider"]}"')
+        raise Refusal(
+            500, f'could not initialize provider: unknown CA provider "{body["Provider"]}"'
+        )
     if body.get("State"):
         raise Refusal(500, "State must be absent or unchanged")
     config = body.get("Config") or {}

@@ -12,6 +12,7 @@ from typing import Any
 
 from . import schemas
 from .decode import decode_body
+from .definitions import several
 from .http import Answer, Refusal
 from .routes_connect import go_time
 from .routing import Call, Table
@@ -206,9 +207,28 @@ def _find_legacy(call: Call) -> dict[str, Any]:
     raise Refusal(404, "Intention not found")
 
 
+def _legacy_write(call: Call, word: str) -> dict[str, Any]:
+    try:
+        return _find_legacy(call)
+    except Refusal as refusal:
+        if refusal.status == 404:
+            text = f"Cannot {word} non-existent intention: '{call.args[0]}'"
+            raise Refusal(500, text) from None
+        raise
+
+
+def _check_legacy_body(body: dict[str, Any]) -> None:
+    if body.get("Permissions"):
+        raise Refusal(500, "Permissions cannot be written with a legacy intention")
+    errors = [f"{name} must be set" for name in ("SourceName", "DestinationName")
+              if not body.get(name)]  # fmt: skip
+    if errors:
+        raise Refusal(500, several(errors))
+
+
 def _legacy_source(body: dict[str, Any], identity: str, created: str, now: str) -> dict[str, Any]:
     return {
-        "Name": body.get("SourceName") or "*",
+        "Name": body["SourceName"],
         "Action": body.get("Action", ""),
         "Type": body.get("SourceType") or "consul",
         "LegacyID": identity,
@@ -224,12 +244,10 @@ def create_legacy(call: Call) -> Answer:
     body = decode_body(call.request.json(), schemas.INTENTION)
     if body.get("ID"):
         raise Refusal(400, "ID must be empty when creating an intention")
-    if body.get("Permissions"):
-        raise Refusal(500, "Permissions cannot be written with a legacy intention")
-    state, destination = call.state, body.get("DestinationName") or "*"
+    _check_legacy_body(body)
+    state, source, destination = call.state, body["SourceName"], body["DestinationName"]
     call.rights.require("intentions:write", destination)
     with state.lock:
-        source = body.get("SourceName") or "*"
         entry = state.entries.get("service-intentions", destination) or {}
         sources = entry.get("Sources", [])
         if any(item["Name"] == source for item in sources):
@@ -238,7 +256,7 @@ def create_legacy(call: Call) -> Answer:
             raise Refusal(500, "cannot use the legacy API on a destination edited as a config"
                           " entry")  # fmt: skip
         now, identity = go_time(state.now()), str(uuid.uuid4())
-        added = _legacy_source({**body, "SourceName": source}, identity, now, now)
+        added = _legacy_source(body, identity, now, now)
         new = {**entry, "Kind": "service-intentions", "Name": destination,
                "Sources": [*sources, added]}  # fmt: skip
         state.put_entry(new)
@@ -256,14 +274,16 @@ def get_legacy(call: Call) -> Answer:
 
 def put_legacy(call: Call) -> Answer:
     """``PUT /v1/connect/intentions/:uuid``."""
-    found = _find_legacy(call)
+    found = _legacy_write(call, "modify")
     body = decode_body(call.request.json(), schemas.INTENTION)
+    _check_legacy_body(body)
     state, destination = call.state, found["DestinationName"]
+    if body["DestinationName"] != destination or body["SourceName"] != found["SourceName"]:
+        raise Refusal(500, "Cannot modify the source or destination of an intention")
     call.rights.require("intentions:write", destination)
     with state.lock:
         entry = state.entries.get("service-intentions", destination) or {}
-        now, merged = go_time(state.now()), {"SourceName": found["SourceName"], **body}
-        changed = _legacy_source(merged, found["ID"], found["CreatedAt"], now)
+        changed = _legacy_source(body, found["ID"], found["CreatedAt"], go_time(state.now()))
         sources = [
             changed if item.get("LegacyID") == found["ID"] else item for item in entry["Sources"]
         ]
@@ -273,7 +293,7 @@ def put_legacy(call: Call) -> Answer:
 
 def delete_legacy(call: Call) -> Answer:
     """``DELETE /v1/connect/intentions/:uuid``."""
-    found = _find_legacy(call)
+    found = _legacy_write(call, "delete")
     call.rights.require("intentions:write", found["DestinationName"])
     with call.state.lock:
         entry = call.state.entries.get("service-intentions", found["DestinationName"]) or {}

@@ -235,7 +235,7 @@ class Services:
             Refusal: 404, unknown service.
         """
         if service_id not in self.services:
-            raise Refusal(404, f"unknown service ID: {service_id}")
+            raise Refusal(404, f"No service registered with ID {json.dumps(service_id)}")
         identity = f"_service_maintenance:{service_id}"
         if not on:
             return self.deregister_check(identity)

@@ -220,7 +220,8 @@ class State:
     @property
     def leaf_ttl(self) -> timedelta:
         """Lifetime of leaves from now on."""
-        return timedelta(seconds=parse_duration(self.ca_config.config["LeafCertTTL"]))
+        text = self.ca_config.config.get("LeafCertTTL")
+        return timedelta(seconds=parse_duration(text)) if text else self.options.leaf_ttl
 
     def identity(self, service: str) -> ServiceId:
         """The service ID that a leaf for *service* carries."""
@@ -295,27 +296,24 @@ class State:
         """
         with self.lock:
             old = self.ca_config
-            merged = {**_ttls(old.config), **config}
-            _check_ttls(merged)
+            _check_ttls(config)
             self._rotate_for(config, cross)
-            if merged == old.config:
+            if config == old.config:
                 return
             index = self.index.reserve()
-            self.ca_config = CaConfig(merged, old.created, index)
+            self.ca_config = CaConfig(config, old.created, index)
             # Consul's roots get a new index with every change of the configuration (2.3).
             self.publish(index, "roots")
 
     def _rotate_for(self, config: dict[str, Any], cross: bool) -> None:
-        old = self.ca_config.config
-        key_pem, root_pem = config.get("PrivateKey", ""), config.get("RootCert", "")
-        if key_pem and root_pem:
-            pair = load_root(root_pem, key_pem)
-            if pair[0] != self.ca.active.certificate:
-                self.rotate(pair=pair, cross=cross)
+        wanted, old = _signer(config), _signer(self.ca_config.config)
+        if wanted == old:
             return
-        wanted = config.get("PrivateKeyType", "ec"), config.get("PrivateKeyBits", 256)
-        if wanted != (old.get("PrivateKeyType", "ec"), old.get("PrivateKeyBits", 256)):
-            self.rotate(key=make_key(str(wanted[0]), int(wanted[1])), cross=cross)
+        key_pem, root_pem, kind, bits = wanted
+        if key_pem and root_pem:
+            self.rotate(pair=load_root(root_pem, key_pem), cross=cross)
+        else:
+            self.rotate(key=make_key(kind, bits), cross=cross)
 
     def rights(self, secret: str) -> Rights:
         """
@@ -341,12 +339,19 @@ def _hours(span: timedelta) -> str:
     return f"{seconds / 3600:g}h" if seconds % 3600 == 0 else f"{seconds:g}s"
 
 
-def _ttls(config: dict[str, Any]) -> dict[str, Any]:
-    return {key: config[key] for key in ("IntermediateCertTTL", "LeafCertTTL")}
+def _signer(config: dict[str, Any]) -> tuple[str, str, str, int]:
+    try:
+        bits = int(config.get("PrivateKeyBits") or 256)
+    except (TypeError, ValueError):
+        raise Refusal(500, "invalid CA config: PrivateKeyBits is no number") from None
+    kind = str(config.get("PrivateKeyType") or "ec")
+    return str(config.get("PrivateKey", "")), str(config.get("RootCert", "")), kind, bits
 
 
 def _check_ttls(config: dict[str, Any]) -> None:
-    for name in ("LeafCertTTL", "IntermediateCertTTL"):
+    for name in ("LeafCertTTL", "IntermediateCertTTL", "RootCertTTL"):
+        if name not in config:
+            continue
         try:
             seconds = parse_duration(config[name])
         except (ValueError, TypeError) as error:
