@@ -9,7 +9,7 @@ connection that carried the request.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from .certificates import Peer
 from .config import Mode
 from .doors import Door
 from .intentions import AsgiFacts, Decision
+from .live import Ended, LiveRequests
 from .mesh import Mesh
 from .tls import current_peer
 
@@ -29,8 +30,8 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _log = logging.getLogger("mesh_middleware.asgi")
 _SECURE = frozenset({"https", "wss"})
-_POLICY_CLOSE = 4403
-"""WebSocket close code of a refusal by policy, where no HTTP answer can be given."""
+POLICY_CLOSE = 4403
+"""WebSocket close code of a refusal by policy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,8 @@ class MeshAuthz:
     ) -> None:
         self.app = app
         self._door = Door(mesh, exempt=exempt, mode=mode, shadow=shadow)
+        self._live = LiveRequests(self._denied_now)
+        self._heard: Mesh | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Judge one request or WebSocket; pass the lifespan through and close the mesh after it."""
@@ -90,7 +93,17 @@ class MeshAuthz:
             return
         caller = Caller(peer, verdict.decision, verdict.mesh)
         inner = {**scope, "state": {**scope.get("state", {}), "mesh": caller}}
-        await self.app(inner, receive, send)
+        if verdict.mesh is not self._heard and verdict.mesh is not None:
+            self._heard = verdict.mesh
+            verdict.mesh.after_change(self._live.sweep_soon)
+        end = _Ending(scope, send)
+        try:
+            await self._live.run(self.app(inner, receive, end.send), peer, scope)
+        except Ended:
+            await end.finish()
+
+    def _denied_now(self, peer: Peer | None, scope: Mapping[str, Any]) -> bool:
+        return not self._door.judge(peer, AsgiFacts(scope)).passes
 
     def _closing(self, send: Send) -> Send:
         async def watch(message: Message) -> None:
@@ -99,6 +112,36 @@ class MeshAuthz:
             await send(message)
 
         return watch
+
+
+class _Ending:
+    """
+    Ends, in the application's place, what it had begun.
+
+    HTTP/1.1 needs nothing: the server closes the connection, which tells a stream that was cut from
+    one that is complete. HTTP/2 clients wait for ever without a last frame, so there, and only
+    there, it is watched whether the application has begun to answer.
+    """
+
+    __slots__ = ("_begun", "_send", "_socket", "send")
+
+    def __init__(self, scope: Scope, send: Send) -> None:
+        self._send, self._begun = send, False
+        self._socket = scope["type"] == "websocket"
+        watched = not self._socket and scope.get("http_version") == "2"
+        self.send: Send = self._watch if watched else send
+
+    async def _watch(self, message: Message) -> None:
+        self._begun = True
+        await self._send(message)
+
+    async def finish(self) -> None:
+        """Send the last frame, where one is needed."""
+        if self._socket:
+            close = {"type": "websocket.close", "code": POLICY_CLOSE, "reason": "denied by policy"}
+            await self._send(close)
+        elif self._begun:
+            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 async def _refuse(scope: Scope, receive: Receive, send: Send, decision: Decision) -> None:
@@ -110,7 +153,7 @@ async def _refuse(scope: Scope, receive: Receive, send: Send, decision: Decision
         if "websocket.http.response" in scope.get("extensions", {}):
             await _answer("websocket.http.response", scope, send, status, headers, body)
         else:
-            await send({"type": "websocket.close", "code": _POLICY_CLOSE, "reason": "denied"})
+            await send({"type": "websocket.close", "code": POLICY_CLOSE, "reason": "denied"})
     else:
         _log.error("refused an unknown kind of scope: %r", scope["type"])
         raise RuntimeError(f"MeshAuthz judges http and websocket, not {scope['type']!r}")

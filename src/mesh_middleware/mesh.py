@@ -83,6 +83,7 @@ class Mesh:
         self._clock = clock
         self._lock = threading.Lock()
         self._told: set[tuple[str, Reason]] = set()
+        self._listeners: list[Callable[[], Callable[[], None] | None]] = []
         self._reset()
         _meshes.add(self)
 
@@ -102,7 +103,12 @@ class Mesh:
         with self._lock:
             if self._watcher is None:
                 watcher = Watcher(
-                    self.settings, self._belief, self._plugins, self._transport, self._now
+                    self.settings,
+                    self._belief,
+                    self._plugins,
+                    self._transport,
+                    self._now,
+                    self._tell_listeners,
                 )
                 self._plugins.startup(self.settings.service, self.settings.agent)
                 self._watcher = watcher
@@ -211,6 +217,17 @@ class Mesh:
         """Seconds that calls go on without the agent: what is left of the leaf; 0 without one."""
         leaf = self._belief.snapshot.leaf
         return max(0.0, leaf.not_after.timestamp() - self._clock()) if leaf else 0.0
+
+    def after_change(self, told: Callable[[], None]) -> None:
+        """
+        Have *told* called, from the watcher's thread, soon after each change of the snapshot.
+
+        The call comes `watcher.SWEEP_DELAY` seconds after the swap, once for changes in between,
+        and also every `watcher.SWEEP_EVERY` seconds, since a peer's certificate may have expired.
+        Only a weak reference is kept to the owner of a bound method.
+        """
+        kept = weakref.WeakMethod(told) if hasattr(told, "__self__") else (lambda: told)
+        self._listeners.append(kept)
 
     # -- edges ---------------------------------------------------------------------------------
 
@@ -322,6 +339,14 @@ class Mesh:
         if self._watcher is not None:
             self._watcher.poke()
         self._plugins.snapshot(old, new)
+
+    def _tell_listeners(self) -> None:
+        for kept in list(self._listeners):
+            told = kept()
+            if told is None:
+                self._listeners.remove(kept)
+            else:
+                told()
 
     def _after_fork(self) -> None:
         # The watcher's thread does not exist in the child, and its locks may be held for ever:

@@ -36,6 +36,10 @@ PROBE_EVERY = 60.0
 """Seconds between probes of the default policy."""
 TAKEOVER_EVERY = 1.0
 """Seconds between attempts of a worker that is not the owner to become it."""
+SWEEP_DELAY = 0.3
+"""Seconds from a change until long-lived requests are judged anew: ordinary ones are done then."""
+SWEEP_EVERY = 5.0
+"""Seconds between sweeps without a change: certificates of peers expire."""
 CLOSE_TIMEOUT = 3.0
 """Longest time in seconds that closing takes, deregistration included."""
 
@@ -50,6 +54,7 @@ class Watcher:
         plugins: told of registrations, asked for upstreams.
         transport: carries the requests to the agent; a network transport unless given.
         now: this moment, aware UTC.
+        swept: called `SWEEP_DELAY` after a change, and every `SWEEP_EVERY`.
     """
 
     def __init__(
@@ -59,6 +64,7 @@ class Watcher:
         plugins: Plugins,
         transport: httpx.AsyncBaseTransport | None,
         now: Callable[[], datetime],
+        swept: Callable[[], None] = lambda: None,
     ) -> None:
         self.troubles: dict[str, str] = {}
         self.registered = False
@@ -67,12 +73,14 @@ class Watcher:
         self._plugins = plugins
         self._transport = transport
         self._now = now
+        self._swept = swept
         self._loop: asyncio.AbstractEventLoop | None = None
         self._running = threading.Event()
         self._stop: asyncio.Event
         self._probe_now: asyncio.Event
         self._beat_now: asyncio.Event
         self._joined: asyncio.Event
+        self._changed: asyncio.Event
         self._tasks: set[asyncio.Task[None]] = set()
         self._thread = threading.Thread(target=self._run, name="mesh_middleware", daemon=True)
 
@@ -98,6 +106,7 @@ class Watcher:
     def poke(self) -> None:
         """The snapshot changed, on the watcher's own thread: report the state of the check now."""
         self._beat_now.set()
+        self._changed.set()
         if self._belief.snapshot.joined:
             self._joined.set()
 
@@ -111,12 +120,14 @@ class Watcher:
         self._loop = asyncio.get_running_loop()
         self._stop, self._probe_now = asyncio.Event(), asyncio.Event()
         self._beat_now, self._joined = asyncio.Event(), asyncio.Event()
+        self._changed = asyncio.Event()
         self._client = ConsulClient(self._settings, self._transport)
         self._running.set()
         registration = self._registration()
         for work in (self._watch_roots(), self._watch_leaf(), self._watch_intentions()):
             self._spawn(work)
         self._spawn(self._probe_default())
+        self._spawn(self._sweep())
         if registration is not None:
             self._spawn(self._keep_registered(registration))
         await self._stop.wait()
@@ -268,6 +279,14 @@ class Watcher:
                 continue
             cursor = watch.answered(cursor, answer.index, loop.time() - began)
             await asyncio.sleep(watch.pace(cursor))
+
+    async def _sweep(self) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), SWEEP_EVERY)
+                await asyncio.sleep(SWEEP_DELAY)
+            self._changed.clear()
+            self._swept()
 
     def _backoff(self, cursor: watch.Cursor, error: MeshError) -> float:
         refused = isinstance(error, AgentRefusedError)

@@ -1,0 +1,104 @@
+"""
+Requests that live long: found again when the policy changes, and ended when it denies them now.
+
+Owns the register of what an ASGI application is doing. A request is judged when it comes; a
+WebSocket or a stream can outlast that verdict by hours. After each change of policy the register is
+swept, and what began under the old policy and is denied by the new one is cancelled. Ordinary
+requests are done by the time of the sweep.
+
+Runs in the server's event loop, asyncio or trio; only `sweep_soon` is called from other threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from .certificates import Peer
+
+Denied = Callable[[Peer | None, Mapping[str, Any]], bool]
+"""Whether a request that was let in would be denied now."""
+
+
+class Ended(Exception):
+    """The request was ended because its caller is denied now."""
+
+
+class LiveRequests:
+    """
+    What one application is doing at this moment.
+
+    Args:
+        denied: judges a live request anew.
+    """
+
+    def __init__(self, denied: Denied) -> None:
+        self._denied = denied
+        self._live: dict[Any, tuple[Peer | None, Mapping[str, Any]]] = {}
+        self._ended: set[Any] = set()
+        self._call_soon: Callable[[Callable[[], None]], Any] | None = None
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    async def run(self, work: Awaitable[None], peer: Peer | None, scope: Mapping[str, Any]) -> None:
+        """
+        Do the application's work on one request, until it is done or ended.
+
+        Raises:
+            Ended: a sweep found that the request is denied now; the application was cancelled.
+        """
+        try:
+            task = asyncio.current_task()
+        except RuntimeError:
+            task = None
+        if task is None:
+            await self._run_on_trio(work, peer, scope)
+            return
+        if self._call_soon is None:
+            self._call_soon = task.get_loop().call_soon_threadsafe
+        self._live[task] = (peer, scope)
+        try:
+            await work
+        except asyncio.CancelledError:
+            if task not in self._ended:
+                raise
+            task.uncancel()
+            raise Ended from None
+        finally:
+            del self._live[task]
+            self._ended.discard(task)
+
+    async def _run_on_trio(
+        self, work: Awaitable[None], peer: Peer | None, scope: Mapping[str, Any]
+    ) -> None:
+        trio = sys.modules["trio"]
+        if self._call_soon is None:
+            self._call_soon = trio.lowlevel.current_trio_token().run_sync_soon
+        with trio.CancelScope() as cancel:
+            self._live[cancel] = (peer, scope)
+            try:
+                await work
+            finally:
+                del self._live[cancel]
+        if cancel.cancelled_caught:
+            raise Ended
+
+    def sweep_soon(self) -> None:
+        """Sweep in the server's event loop; called from any thread."""
+        if self._call_soon is None or not self._live:
+            return
+        try:
+            self._call_soon(self.sweep)
+        except RuntimeError:  # the loop has ended, and with it every request
+            self._call_soon = None
+
+    def sweep(self) -> None:
+        """End what is denied now."""
+        for handle, (peer, scope) in list(self._live.items()):
+            if handle not in self._ended and self._denied(peer, scope):
+                if isinstance(handle, asyncio.Task):
+                    self._ended.add(handle)
+                handle.cancel()
