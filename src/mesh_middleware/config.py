@@ -26,6 +26,9 @@ DefaultPolicy = Literal["allow", "deny"]
 _TRUE = frozenset({"1", "t", "T", "true", "TRUE", "True"})
 _FALSE = frozenset({"0", "f", "F", "false", "FALSE", "False"})
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)?")
+_HEADER_TEXT = re.compile(r"[!-~](?:[ -~]*[!-~])?")
+_LEAST_WAIT = 0.1
+"""Shortest rhythm in seconds: a zero would ask the agent without a pause."""
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, None: 1.0}
 
 
@@ -145,7 +148,12 @@ def load_settings(
     given = {k: v for k, v in (arguments or {}).items() if v is not None}
     _check_names(given, "the arguments")
     _check_names(file or {}, where)
-    merged = {**_from_consul(environ), **_from_mesh(environ), **(file or {}), **given}
+    merged: dict[str, Any] = {}
+    for source in (_from_consul(environ), _from_mesh(environ), file or {}, given):
+        if "token" in source:
+            # A file wins over a token of the same source, never over one of a stronger source.
+            merged.pop("token_file", None)
+        merged |= source
     values = {name: _convert(name, value) for name, value in merged.items()}
     if not values.get("service"):
         raise ConfigError(
@@ -183,6 +191,11 @@ def parse_seconds(text: str) -> float:
     if not found:
         raise ValueError("a duration is a number with ms, s, m or h")
     return float(found[1]) * _SECONDS[found[2]]
+
+
+def is_header_text(text: str) -> bool:
+    """Whether *text* can stand in an HTTP header: libraries quote what cannot in their errors."""
+    return _HEADER_TEXT.fullmatch(text) is not None
 
 
 def _check_names(given: Mapping[str, Any], where: str) -> None:
@@ -223,10 +236,22 @@ def _text(value: Any) -> str:
     return value
 
 
+def _token(value: Any) -> str:
+    if not is_header_text(text := _text(value)) and text:
+        raise ValueError("printable ASCII, without space around it, is expected")
+    return text
+
+
+def _auth(value: Any) -> str:
+    if not _text(value).isprintable():
+        raise ValueError("printable text is expected")
+    return str(value)
+
+
 def _flag(value: Any) -> bool:
     if isinstance(value, bool):
         return value
-    if value in _TRUE or value in _FALSE:
+    if isinstance(value, str) and (value in _TRUE or value in _FALSE):
         return value in _TRUE
     raise ValueError("true or false is expected")
 
@@ -234,16 +259,22 @@ def _flag(value: Any) -> bool:
 def _whole(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise ValueError("a whole number is expected")
-    return int(value)
+    try:
+        return int(value)
+    except ValueError:
+        raise ValueError("a whole number is expected") from None
 
 
-def _seconds(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ValueError("seconds are expected")
-    seconds = parse_seconds(value) if isinstance(value, str) else float(value)
-    if not 0 <= seconds <= 86400 * 366:
-        raise ValueError("seconds from 0 to a year are expected")
-    return seconds
+def _seconds(least: float) -> Callable[[Any], float]:
+    def read(value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float | str):
+            raise ValueError("seconds are expected")
+        seconds = parse_seconds(value) if isinstance(value, str) else float(value)
+        if not least <= seconds <= 86400 * 366:
+            raise ValueError(f"seconds from {least:g} to a year are expected")
+        return seconds
+
+    return read
 
 
 def _texts(value: Any) -> tuple[str, ...]:
@@ -256,7 +287,8 @@ def _texts(value: Any) -> tuple[str, ...]:
 
 def _pairs(value: Any) -> dict[str, str]:
     if isinstance(value, str):
-        value = dict(part.split("=", 1) for part in value.split(",") if part)
+        parts = [part.partition("=") for part in value.split(",") if part]
+        value = {key: item for key, equals, item in parts} if all(p[1] for p in parts) else None
     if not isinstance(value, Mapping):
         raise ValueError("a table of texts, or key=value with commas, is expected")
     return {_text(key): _text(item) for key, item in value.items()}
@@ -280,9 +312,11 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "tags": _texts,
     "exempt": _texts,
     "meta": _pairs,
-    "wait": _seconds,
-    "check_ttl": _seconds,
-    "ready_timeout": _seconds,
+    "wait": _seconds(_LEAST_WAIT),
+    "check_ttl": _seconds(_LEAST_WAIT),
+    "ready_timeout": _seconds(0),
+    "token": _token,
+    "auth": _auth,
     "mode": _choice(*get_args(Mode)),
     "reading": _choice(*get_args(Reading)),
     "default_policy": _choice(*get_args(DefaultPolicy)),
@@ -299,21 +333,39 @@ def _convert(name: str, value: Any) -> Any:
 
 
 def _checked(settings: Settings) -> Settings:
-    scheme = urlsplit(settings.agent).scheme
-    if scheme not in ("http", "https", "unix"):
-        raise ConfigError(
-            f"agent = {settings.agent!r}: an address starts with http://, https:// or unix://"
-        )
+    _check_agent(settings.agent)
     if bool(settings.client_cert) != bool(settings.client_key):
         raise ConfigError("client_cert and client_key: both or neither must be given")
     if not 0 <= settings.port <= 65535:
         raise ConfigError(f"port = {settings.port}: 0 to 65535 is expected")
+    if settings.max_answer_bytes < 1:
+        raise ConfigError(f"max_answer_bytes = {settings.max_answer_bytes}: at least 1 is expected")
     if "/" in settings.service or settings.service == "*":
         raise ConfigError(f"service = {settings.service!r}: a name without / and not * is expected")
     for path in settings.exempt:
         if not path.startswith("/") or "?" in path or "%" in path or "//" in path:
             raise ConfigError(f"exempt = {path!r}: a canonical path such as /healthz is expected")
     return settings
+
+
+def _check_agent(agent: str) -> None:
+    # The address is shown in logs and status: a password in it would be, too.
+    shown = "(hidden)" if "@" in agent else repr(agent)
+    try:
+        parts = urlsplit(agent)
+        host, _ = parts.hostname, parts.port
+    except ValueError as error:
+        raise ConfigError(f"agent = {shown}: no address: {error}") from None
+    if parts.scheme not in ("http", "https", "unix"):
+        raise ConfigError(f"agent = {shown}: an address starts with http://, https:// or unix://")
+    if "@" in parts.netloc:
+        raise ConfigError(f"agent = {shown}: user and password belong into the option auth")
+    if "?" in agent or "#" in agent:
+        raise ConfigError(f"agent = {shown}: an address has neither query nor fragment")
+    if parts.scheme == "unix" and (host or not parts.path.startswith("/")):
+        raise ConfigError(f"agent = {shown}: unix:// and an absolute path is expected")
+    if parts.scheme != "unix" and not host:
+        raise ConfigError(f"agent = {shown}: a host is expected")
 
 
 def defaults() -> dict[str, Any]:
