@@ -24,19 +24,22 @@ Source: SPIFFE X509-SVID 5; design 4.1 to 4.3.
 
 from __future__ import annotations
 
+import _ssl
 import asyncio
+import math
 import os
 import socket
 import ssl
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import datetime
 from typing import Any
 
-from .certificates import KeyPair, Peer, Role, Roots, read_peer
+from .certificates import KeyPair, Peer, Role, Roots, read_peer, utc_now
 from .exceptions import CertificateError, PeerMismatchError
 from .identity import ServiceId, SpiffeId
 
@@ -98,10 +101,21 @@ class _Gated:
 class GatedObject(_Gated, ssl.SSLObject):
     """A TLS connection in memory, as asyncio, uvloop, trio and anyio use it."""
 
+    mesh_standing: Standing | None = None
+    mesh_now: Callable[[], datetime] = staticmethod(utc_now)
+
     def do_handshake(self) -> None:
         """Finish the handshake, then pass the gate."""
         super().do_handshake()
         self._pass_gate()
+        if self.mesh_standing is not None and self.mesh_peer is not None:
+            self.mesh_standing.begin(self, self.mesh_peer, self.mesh_now())
+
+    def read(self, len: int = 1024, buffer: Any = None) -> Any:
+        """Read, or report the end of the connection once its peer may not be believed any more."""
+        if self.mesh_standing is not None and self.mesh_standing.over():
+            return b"" if buffer is None else 0
+        return super().read(len, buffer)
 
     def selected_alpn_protocol(self) -> str | None:
         """Tell the protocol; on the server's side, in the connection's task, bind the peer."""
@@ -136,6 +150,40 @@ class GatedSocket(_Gated, ssl.SSLSocket):
         return made, address
 
 
+class Standing:
+    """
+    What an established connection to our server stands on: a certificate's time, and a root.
+
+    Servers see the connection end at its next bytes after the peer's certificate has expired, or
+    after Consul has dropped the root that vouched for it; peers then connect anew.
+
+    Args:
+        newest: returns the generation of this moment.
+    """
+
+    __slots__ = ("_anchor", "_deadline", "_generation", "_newest", "_over")
+
+    def __init__(self, newest: Callable[[], Generation]) -> None:
+        self._newest = newest
+        self._generation = newest()
+        self._anchor: bytes | None = None
+        self._deadline = math.inf
+        self._over = False
+
+    def begin(self, tls: ssl.SSLObject, peer: Peer, now: datetime) -> None:
+        """The handshake is done: remember what the connection stands on."""
+        self._anchor = _anchor_of(tls)
+        self._deadline = time.monotonic() + (peer.not_after - now).total_seconds()
+
+    def over(self) -> bool:
+        """Whether the connection has lost what it stood on."""
+        newest = self._newest()
+        if newest is not self._generation:
+            self._generation = newest
+            self._over = self._anchor not in newest.anchors
+        return self._over or time.monotonic() > self._deadline
+
+
 class Generation:
     """
     The ordinary contexts of one leaf and one set of roots.
@@ -160,6 +208,8 @@ class Generation:
     ) -> None:
         self.number = number
         self.trust_domain = roots.trust_domain if pair and roots else None
+        pems = roots.certificates if pair and roots else ()
+        self.anchors = frozenset(map(ssl.PEM_cert_to_DER_cert, pems))
         self._pair, self._roots = pair, roots
         self._peers: dict[tuple[bytes, Role], Peer] = {}
         self._contexts: dict[tuple[Role, tuple[str, ...]], ssl.SSLContext] = {}
@@ -230,7 +280,10 @@ class LiveContext(ssl.SSLContext):
         """Begin a connection in memory, in the newest generation."""
         generation = self._newest()
         made = generation.context(self._role, self._alpn).wrap_bio(*args, **options)
-        made.mesh_gate = self._gate(generation)  # type: ignore[attr-defined]
+        assert isinstance(made, GatedObject)
+        made.mesh_gate = self._gate(generation)
+        if self._role == "server":
+            made.mesh_standing, made.mesh_now = Standing(self._newest), self._now
         return made
 
     def wrap_socket(  # type: ignore[override]
@@ -367,6 +420,17 @@ def _private_file(text: str) -> Iterator[str]:
 
 def _is_expected(actual: SpiffeId, expected: ServiceId) -> bool:
     return isinstance(actual, ServiceId) and actual.uri == expected.uri
+
+
+def _anchor_of(tls: ssl.SSLObject) -> bytes | None:
+    """The root that vouched for the peer, in DER; ``None`` when it cannot be known (resumption)."""
+    public = getattr(tls, "get_verified_chain", None)
+    if public is not None:  # Python 3.13
+        chain = public()
+        return chain[-1] if chain else None
+    kept = tls._sslobj.get_verified_chain()  # type: ignore[attr-defined]
+    anchor: bytes | None = kept[-1].public_bytes(_ssl.ENCODING_DER) if kept else None
+    return anchor
 
 
 def _connected(plain: socket.socket) -> bool:
