@@ -152,7 +152,7 @@ def existing(address: str | None = None) -> Agent:
             if name.startswith("CONSUL_") or name in kept
         }
     )
-    return Agent(f"the agent at {api.address}", api, environment, None, leaf_timeout=60.0)
+    return Agent("the agent already running", api, environment, None, leaf_timeout=60.0)
 
 
 def _private(

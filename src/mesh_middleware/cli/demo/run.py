@@ -57,18 +57,18 @@ def demo(*, consul: Path | None, use_existing: bool, json_file: Path | None) -> 
     screen = Screen(console)
     # The shop's own mesh lives in this process; what it has to say is not part of the story.
     logging.getLogger("mesh_middleware").addHandler(logging.NullHandler())
-    with tempfile.TemporaryDirectory(prefix="mesh-demo-") as directory, ExitStack() as stack:
-        agent = _agent(consul, use_existing, Path(directory))
-        stack.callback(agent.api.close)
-        stack.enter_context(_sigterm_interrupts())
-        try:
-            _play(agent, Path(directory), evidence, screen, use_existing)
-        except KeyboardInterrupt:
-            console.print("\ninterrupted: everything the demo started has been stopped")
-            return 130
-        finally:
-            if json_file is not None:
-                _write(evidence, json_file, to_stdout)
+    try:
+        with _sigterm_interrupts(), _closing_undisturbed() as stack:
+            directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mesh-demo-")))
+            agent = _agent(consul, use_existing, directory)
+            stack.callback(agent.api.close)
+            _play(agent, directory, evidence, screen, use_existing)
+    except KeyboardInterrupt:
+        console.print("\ninterrupted: everything the demo started has been stopped")
+        return 130
+    finally:
+        if json_file is not None:
+            _write(evidence, json_file, to_stdout)
     screen.closing(evidence, time.monotonic() - started)
     return 0 if evidence.held else 1
 
@@ -149,9 +149,11 @@ def _check_guest(agent: agents.Agent, rules: Rules) -> None:
     taken = [name for name in NAMES if name in known]
     if taken or named:
         what = ", ".join([*taken, *named])
-        raise ConfigError(f"{agent.title} already has {what}: the demo would disturb it")
+        raise ConfigError(
+            f"the agent at {agent.api.address} already has {what}: the demo would disturb it"
+        )
     if not rules.check("shop", "order"):
-        raise ConfigError(f"{agent.title} denies by default; the demo is told for a default allow")
+        raise ConfigError("that agent denies by default; the demo is told for a default allow")
 
 
 def _tidy(rules: Rules) -> None:
