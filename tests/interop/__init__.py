@@ -1,0 +1,1 @@
+"""Outsiders meet our services: raw sockets, curl, openssl, Consul's own proxy, each server."""
