@@ -10,40 +10,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import httpx
 
 from ..identity import ServiceId
 from ..resolve import Endpoint
+from .carrier import CONNECT_ATTEMPTS, Answer
 from .errors import ConnectFailure, explain_failure
 from .upstreams import MeshLike, Target, choose, sni
-
-CONNECT_ATTEMPTS = 3
-"""Instances dialled for one request before giving up; nothing is sent twice by that."""
-
-
-@dataclass(slots=True)
-class Answer:
-    """
-    The head of a response, and where the rest comes from.
-
-    Args:
-        status: HTTP status.
-        headers: as they came, in order.
-        stream: the body.
-        extensions: httpx's, such as ``http_version``.
-        endpoint: instance that answered.
-        attempts: instances tried.
-    """
-
-    status: int
-    headers: list[tuple[bytes, bytes]]
-    stream: Any
-    extensions: dict[str, Any]
-    endpoint: Endpoint
-    attempts: int
 
 
 class _Lane:

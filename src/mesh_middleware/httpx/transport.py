@@ -14,8 +14,10 @@ import anyio.to_thread
 import httpx
 
 from ..resolve import Resolver
+from .carrier import Answer
 from .denial import MAX_DENIAL_BYTES, MeshInfo, MeshResponse, is_denial, may_be_denial
-from .stock import Answer, AsyncStockCarrier, StockCarrier
+from .stock import AsyncStockCarrier, StockCarrier
+from .sync import SyncCarrier
 from .upstreams import PATIENCE, MeshLike, Target, Targets
 
 DEFAULT_LIMITS = httpx.Limits(
@@ -57,7 +59,7 @@ class MeshTransport(httpx.BaseTransport):
     ) -> None:
         self._targets = Targets(mesh, resolver, domain)
         self._options: dict[str, Any] = {"http1": http1, "http2": http2, "limits": limits}
-        self._carrier: StockCarrier | None = None
+        self._carrier: SyncCarrier | StockCarrier | None = None
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """
@@ -76,9 +78,14 @@ class MeshTransport(httpx.BaseTransport):
             self._judge(response)
         return response
 
-    def _carry(self) -> StockCarrier:
+    def _carry(self) -> SyncCarrier | StockCarrier:
         if self._carrier is None:
-            self._carrier = StockCarrier(self._targets.mesh, **self._options)
+            mesh, options = self._targets.mesh, self._options
+            self._carrier = (
+                StockCarrier(mesh, **options)
+                if options["http2"]
+                else SyncCarrier(mesh, options["limits"])
+            )
         return self._carrier
 
     def _judge(self, response: MeshResponse) -> None:

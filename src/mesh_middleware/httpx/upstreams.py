@@ -142,7 +142,7 @@ class Target:
     def _resolve(self) -> Sequence[Endpoint]:
         assert self._resolver is not None
         try:
-            return self._resolver.resolve(self.upstream)
+            return tuple(self._resolver.resolve(self.upstream))
         except ResolveError as error:
             raise NoHealthyInstanceError(str(error), upstream=self.name) from error
 

@@ -1,0 +1,321 @@
+"""
+An answer as HTTP/1.1 writes it, read as it arrives.
+
+Owns the reading of response heads and bodies, by httptools where it is installed and by h11
+otherwise. Both fill a `Reading`. Knows no sockets: bytes come in by `feed` and `end`.
+
+Theory. h11 is what httpx itself reads with, so h11 is the judge of what an answer means.
+httptools is twenty times as fast and differs at the edges. Where it refuses a head, the same bytes
+go to h11, whose word then counts; where it is laxer (versions, codings, statuses) it is held to
+h11's rules here; and answers with a framing of their own (HEAD, CONNECT, Upgrade) go to h11 at
+once. Each answer gets a new parser, so nothing of one can leak into the next; bytes after its
+end make the connection unfit for another.
+
+Source: RFC 9112, 4 to 7 and 9.3.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import h11
+import httpx
+
+try:
+    import httptools
+except ImportError:  # pragma: no cover - the suite runs with httptools, and says so of h11 by name
+    httptools = None  # type: ignore[assignment, unused-ignore]
+
+MAX_HEAD_BYTES = 100 * 1024
+"""Longest head, chunk header or trailer. Source: httpcore, ``MAX_INCOMPLETE_EVENT_SIZE``."""
+
+_REASON = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
+_NO_ANSWER = "Server disconnected without sending a response."
+_HOST = (b"host", b"x")
+_END = h11.EndOfMessage()
+
+
+def _asked(method: bytes, *headers: tuple[bytes, bytes]) -> h11.Request:
+    return h11.Request(method=method, target=b"/", headers=[_HOST, *headers])
+
+
+# h11 reads an answer in the light of the request. Only what changes the framing of the answer is
+# told to it; the request itself was written, and judged, by `wire`.
+_GET = _asked(b"GET")
+_HEAD = _asked(b"HEAD")
+_CONNECT = _asked(b"CONNECT")
+_UPGRADE = _asked(b"GET", (b"connection", b"upgrade"), (b"upgrade", b"x"))
+
+
+class Reading:
+    """
+    One answer, as far as it has come.
+
+    Args:
+        method: of the request.
+        upgrades: whether the answer may turn the connection into something else.
+        fast: whether httptools may read it.
+
+    Attributes:
+        status: final status, or 101; 0 before the head is complete.
+        reason: phrase after the status.
+        version: ``HTTP/1.1`` or ``HTTP/1.0``.
+        headers: as they came.
+        parts: pieces of the body not taken yet.
+        size: bytes in `parts`.
+        complete: whether the answer is all there.
+        reusable: whether, then, the connection may carry another request.
+        switched: whether the connection now speaks something else; `rest` is its beginning.
+        rest: what it said since.
+    """
+
+    __slots__ = (
+        "_engine",
+        "complete",
+        "headers",
+        "parts",
+        "reason",
+        "rest",
+        "reusable",
+        "size",
+        "status",
+        "switched",
+        "version",
+    )
+
+    def __init__(
+        self, method: str = "GET", upgrades: bool = False, fast: bool = httptools is not None
+    ) -> None:
+        self.status = 0
+        self.reason = b""
+        self.version = b"HTTP/1.1"
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.parts: list[bytes] = []
+        self.size = 0
+        self.complete = False
+        self.reusable = False
+        self.switched = False
+        self.rest = b""
+        self._engine: Any = None
+        if fast and not upgrades and method != "HEAD":
+            self._engine = _Httptools(self)
+        else:
+            self._engine = _H11(self, method, upgrades)
+
+    def feed(self, data: bytes) -> None:
+        """
+        Take bytes from the connection.
+
+        Raises:
+            httpx.RemoteProtocolError: they are no HTTP/1.1.
+        """
+        if self.complete:
+            self.reusable = False
+        elif self.switched:
+            self.rest += data
+        elif data:
+            self._engine.feed(data)
+            if self.complete:
+                self._engine.close()
+                self._engine = None
+
+    def end(self) -> None:
+        """
+        Take the end of the connection.
+
+        Raises:
+            httpx.RemoteProtocolError: the answer was not complete.
+        """
+        if not self.complete and not self.switched:
+            self._engine.end()
+        self.reusable = False
+
+    def take(self) -> bytes:
+        """Take what there is of the body."""
+        parts, self.parts, self.size = self.parts, [], 0
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def add(self, part: bytes) -> None:
+        """Append to the body."""
+        self.parts.append(part)
+        self.size += len(part)
+
+
+class _H11:
+    def __init__(self, reading: Reading, method: str = "GET", upgrades: bool = False) -> None:
+        self._reading = reading
+        self._connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD_BYTES)
+        asked = _GET
+        if method == "HEAD":
+            asked = _HEAD
+        elif method == "CONNECT":
+            asked = _CONNECT
+        elif upgrades:
+            asked = _UPGRADE
+        self._connection.send(asked)
+        self._connection.send(_END)
+
+    def feed(self, data: bytes) -> None:
+        self._receive(data)
+
+    def end(self) -> None:
+        if not self._reading.status:
+            raise httpx.RemoteProtocolError(_NO_ANSWER)
+        self._receive(b"")
+
+    def close(self) -> None:
+        pass
+
+    def _receive(self, data: bytes) -> None:
+        try:
+            self._connection.receive_data(data)
+            while not self._reading.complete and not self._reading.switched:
+                event = self._connection.next_event()
+                if event is h11.NEED_DATA or isinstance(event, h11.ConnectionClosed):
+                    return
+                self._apply(event)
+        except h11.RemoteProtocolError as error:
+            raise httpx.RemoteProtocolError(str(error)) from error
+
+    def _apply(self, event: Any) -> None:
+        reading, connection = self._reading, self._connection
+        if isinstance(event, h11.Data):
+            reading.add(bytes(event.data))
+        elif isinstance(event, h11.Response) or (
+            isinstance(event, h11.InformationalResponse) and event.status_code == 101
+        ):
+            reading.status = event.status_code
+            reading.reason = event.reason
+            reading.version = b"HTTP/" + event.http_version
+            reading.headers = event.headers.raw_items()
+            if connection.their_state is h11.SWITCHED_PROTOCOL:
+                reading.switched = True
+                reading.rest = connection.trailing_data[0]
+        elif isinstance(event, h11.EndOfMessage):
+            reading.complete = True
+            reading.reusable = (
+                connection.their_state is h11.DONE
+                and not connection.trailing_data[0]
+                and not _is_framed_twice(reading.headers)
+            )
+
+
+def _is_framed_twice(headers: list[tuple[bytes, bytes]]) -> bool:
+    # h11 believes the coding and goes on; what a proxy between believed is unknown (RFC 9112, 6.3).
+    names = {name.lower() for name, _ in headers}
+    return b"content-length" in names and b"transfer-encoding" in names
+
+
+class _Httptools:
+    """The callbacks' names are httptools'."""
+
+    def __init__(self, reading: Reading) -> None:
+        self._reading = reading
+        self._parser: Any = httptools.HttpResponseParser(self)
+        self._raw = bytearray()
+        self._reason = b""
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._coding: bytes | None = None
+        self._barren = 0
+        self._to_the_end = False
+        self._over = False
+
+    def feed(self, data: bytes) -> None:
+        reading = self._reading
+        began, had = bool(reading.status), reading.size
+        if not began:
+            self._raw += data
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            if reading.complete:
+                reading.reusable = False
+            elif reading.status:
+                raise httpx.RemoteProtocolError(str(error)) from error
+            else:
+                self._give_up()
+            return
+        if not reading.status:
+            self._limit(len(self._raw))
+        elif began and not reading.complete:
+            # Chunk headers and trailers are held in C as long as they like: not here.
+            self._barren = 0 if reading.size > had else self._barren + len(data)
+            self._limit(self._barren)
+
+    def _limit(self, held: int) -> None:
+        if held > MAX_HEAD_BYTES:
+            raise httpx.RemoteProtocolError("Receive buffer too long")
+
+    def _give_up(self) -> None:
+        judge = self._reading._engine = _H11(self._reading)
+        judge.feed(bytes(self._raw))
+
+    def end(self) -> None:
+        reading = self._reading
+        if not reading.status:
+            raise httpx.RemoteProtocolError(_NO_ANSWER)
+        if not self._to_the_end:
+            raise httpx.RemoteProtocolError(
+                "peer closed connection without sending complete message body"
+            )
+        reading.complete = True
+
+    def close(self) -> None:
+        # The parser holds our callbacks and we hold the parser: without this every answer would
+        # be left to the garbage collector.
+        self._parser = None
+
+    def on_message_begin(self) -> None:
+        # Bytes after the answer look like another one: llhttp goes on, we do not.
+        if self._reading.complete:
+            self._over = True
+            self._reading.reusable = False
+
+    def on_status(self, phrase: bytes) -> None:
+        if not self._reading.status:
+            self._reason += phrase
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._reading.status:
+            # llhttp keeps blanks after a value; they are no part of it (RFC 9112, 5.1).
+            self._headers.append((name, value.rstrip(b" \t")))
+            if len(name) == 17 and name.lower() == b"transfer-encoding":
+                self._coding = value
+
+    def on_headers_complete(self) -> None:
+        if self._over:
+            return
+        status, version = self._parser.get_status_code(), self._parser.get_http_version()
+        # Raising here makes h11 judge the same bytes: these are the places where llhttp is laxer.
+        if not _REASON.fullmatch(self._reason) or not self._raw.startswith(b"HTTP/"):
+            raise ValueError("a status line h11 may refuse")
+        if 100 <= status < 200 and status != 101:
+            self._headers, self._reason = [], b""
+            return
+        self._check(status, version)
+        reading = self._reading
+        reading.status, reading.reason, reading.headers = status, self._reason, self._headers
+        reading.version = b"HTTP/1.1" if version == "1.1" else b"HTTP/1.0"
+        self._raw.clear()
+
+    def _check(self, status: int, version: str) -> None:
+        if status < 200 or version not in ("1.1", "1.0"):
+            raise ValueError("not an answer to an ordinary request")
+        if self._coding is not None:
+            if self._coding.lower() != b"chunked":
+                raise ValueError("only one coding is known: chunked")
+        else:
+            self._to_the_end = not any(
+                len(name) == 14 and name.lower() == b"content-length" for name, _ in self._headers
+            )
+
+    def on_body(self, part: bytes) -> None:
+        if not self._reading.complete:
+            self._reading.add(part)
+
+    def on_message_complete(self) -> None:
+        reading = self._reading
+        if reading.status and not reading.complete:
+            reading.complete = True
+            reading.reusable = reading.version == b"HTTP/1.1" and self._parser.should_keep_alive()

@@ -1,0 +1,145 @@
+"""
+A request as HTTP/1.1 writes it.
+
+Owns the head's bytes and the framing of the body, and refuses whatever would let a header, method
+or target smuggle a second request in. The same for sync and async; knows no sockets.
+
+Source: RFC 9110, 5.5 and 5.6.2; RFC 9112, 3, 6 and 7.1. As strict as h11, and stricter about
+control characters and about Content-Length beside Transfer-Encoding.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import httpx
+
+_TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_TARGET = re.compile(rb"[\x21-\x7e]+")
+_VALUE = re.compile(rb"(?:[\x21-\x7e\x80-\xff]+(?:[ \t]+[\x21-\x7e\x80-\xff]+)*)?")
+_LENGTH = re.compile(rb"[0-9]{1,20}")
+_IDEMPOTENT = frozenset({"GET", "HEAD", "PUT", "DELETE", "OPTIONS", "TRACE"})
+"""Methods that may be sent again. Source: RFC 9110, 9.2.2."""
+
+
+class Outgoing:
+    """
+    One request, ready to be written.
+
+    Attributes:
+        head: request line and headers, with the empty line.
+        body: the whole body, framed; ``None`` when it has to be drawn from `stream`.
+        stream: the body's parts, unframed; ``None`` when `body` has them.
+        method: upper case.
+        closes: whether the connection ends with this request.
+        upgrades: whether the answer may turn the connection into something else.
+    """
+
+    __slots__ = ("_chunked", "_left", "body", "closes", "head", "method", "stream", "upgrades")
+
+    def __init__(self, request: httpx.Request) -> None:
+        self.method = request.method
+        self.closes = False
+        self.upgrades = request.method == "CONNECT"
+        self._chunked = False
+        self._left = 0
+        self.head = self._write_head(request)
+        self.stream: Any = None
+        self.body: bytes | None = b""
+        if not isinstance(request.stream, httpx.ByteStream):
+            self.stream, self.body = request.stream, None
+        elif content := b"".join(request.stream):
+            self.body = self.frame(content) + self.finish()
+        else:
+            self.body = self.finish()
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether it does no harm when this request reaches the upstream twice."""
+        return self.stream is None and self.method in _IDEMPOTENT
+
+    def frame(self, part: bytes) -> bytes:
+        """
+        Frame one part of the body.
+
+        Raises:
+            httpx.LocalProtocolError: the body is longer than the headers said.
+        """
+        if self._chunked:
+            return b"%x\r\n%b\r\n" % (len(part), part) if part else b""
+        self._left -= len(part)
+        if self._left < 0:
+            raise httpx.LocalProtocolError("Too much data for declared Content-Length")
+        return part
+
+    def finish(self) -> bytes:
+        """
+        End the body.
+
+        Raises:
+            httpx.LocalProtocolError: the body is shorter than the headers said.
+        """
+        if self._chunked:
+            return b"0\r\n\r\n"
+        if self._left:
+            raise httpx.LocalProtocolError("Too little data for declared Content-Length")
+        return b""
+
+    def _write_head(self, request: httpx.Request) -> bytes:
+        method, target = request.method.encode("ascii", "replace"), request.url.raw_path
+        _demand(_TOKEN, method, "method")
+        _demand(_TARGET, target, "request target")
+        lines = [b"%b %b HTTP/1.1\r\n" % (method, target)]
+        hosts = 0
+        lengths: list[bytes] = []
+        for name, value in request.headers.raw:
+            if not _TOKEN.fullmatch(name) or not _VALUE.fullmatch(value):
+                raise httpx.LocalProtocolError(f"Illegal header {name!r}: {_shown(name, value)}")
+            lines.append(b"%b: %b\r\n" % (name, value))
+            # By length first: few headers matter here.
+            if len(name) == 4 and name.lower() == b"host":
+                hosts += 1
+            elif len(name) == 14 and name.lower() == b"content-length":
+                lengths.append(value)
+            elif len(name) == 17 and name.lower() == b"transfer-encoding":
+                self._chunk(value)
+            elif len(name) == 10 and name.lower() == b"connection":
+                self.closes |= b"close" in value.lower().replace(b" ", b"").split(b",")
+            elif len(name) == 7 and name.lower() == b"upgrade":
+                self.upgrades = True
+        if hosts != 1:
+            raise httpx.LocalProtocolError("A request has exactly one Host header")
+        self._measure(lengths)
+        lines.append(b"\r\n")
+        return b"".join(lines)
+
+    def _chunk(self, value: bytes) -> None:
+        if self._chunked or value.lower() != b"chunked":
+            raise httpx.LocalProtocolError("Only one Transfer-Encoding is known: chunked")
+        self._chunked = True
+
+    def _measure(self, lengths: list[bytes]) -> None:
+        if not lengths:
+            return
+        if self._chunked:
+            raise httpx.LocalProtocolError("Content-Length beside Transfer-Encoding")
+        if len(set(lengths)) != 1 or not _LENGTH.fullmatch(lengths[0]):
+            raise httpx.LocalProtocolError("bad Content-Length")
+        self._left = int(lengths[0])
+
+
+def _demand(rule: re.Pattern[bytes], value: bytes, what: str) -> None:
+    if not rule.fullmatch(value):
+        raise httpx.LocalProtocolError(f"Illegal {what}: {value!r}")
+
+
+def _shown(name: bytes, value: bytes) -> str:
+    # A header that carries a secret must not carry it into a log.
+    secret = name.lower() in (
+        b"authorization",
+        b"cookie",
+        b"proxy-authorization",
+        b"x-consul-token",
+    )
+    return "[secure]" if secret else repr(value)
