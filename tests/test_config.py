@@ -87,7 +87,7 @@ def test_every_option_can_be_set_from_the_environment() -> None:
         "ca_path": "/cas", "client_cert": "/c", "client_key": "/k", "tls_server_name": "consul",
         "verify_agent": "0", "auth": "u:p", "datacenter": "dc2", "namespace": "team",
         "partition": "biz", "default_policy": "deny", "mode": "shadow", "reading": "envoy",
-        "exempt": "/healthz,/ready", "domain": "mesh", "wait": "1m", "check_ttl": "30s",
+        "exempt": "/healthz,/ready", "domain": "mesh", "wait": "1m", "poll": "2s", "check_ttl": "30s",
         "ready_timeout": "500ms", "max_answer_bytes": "1000", "plugins": "false",
     }  # fmt: skip
     assert set(texts) == set(NAMES)

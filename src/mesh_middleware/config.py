@@ -64,6 +64,7 @@ class Settings:
         exempt: canonical paths that anyone may call, plaintext included; exact, comma-separated.
         domain: Consul's DNS domain in upstream names.
         wait: seconds a blocking query lasts.
+        poll: seconds between questions, instead of blocking queries; 0 blocks.
         check_ttl: seconds of the registration's TTL check.
         ready_timeout: seconds the start waits for the agent before serving anyway.
         max_answer_bytes: largest answer of the agent that is read.
@@ -96,6 +97,7 @@ class Settings:
     exempt: tuple[str, ...] = ()
     domain: str = "consul"
     wait: float = 300.0
+    poll: float = 0.0
     check_ttl: float = 15.0
     ready_timeout: float = 1.0
     max_answer_bytes: int = MAX_ANSWER_BYTES

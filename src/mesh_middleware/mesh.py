@@ -345,8 +345,11 @@ class Mesh:
             told = kept()
             if told is None:
                 self._listeners.remove(kept)
-            else:
+                continue
+            try:
                 told()
+            except Exception:
+                _log.exception("a listener failed after a change")
 
     def _after_fork(self) -> None:
         # The watcher's thread does not exist in the child, and its locks may be held for ever:

@@ -41,8 +41,8 @@ class OwnerLock:
 
     def __init__(self, agent: str, instance: str, folder: Path | None = None) -> None:
         name = hashlib.sha256(f"{agent}\n{instance}".encode()).hexdigest()[:32]
-        self._folder = folder or _private_folder()
-        self._path = self._folder / f"{name}.lock"
+        self._folder = folder
+        self._name = f"{name}.lock"
         self._file: IO[bytes] | None = None
 
     @property
@@ -51,10 +51,18 @@ class OwnerLock:
         return self._file is not None
 
     def acquire(self) -> bool:
-        """Try to become the owner, without waiting."""
+        """
+        Try to become the owner, without waiting.
+
+        Raises:
+            ConfigError: the folder for lock files cannot be used.
+        """
         if self._file is not None:
             return True
-        file = open(self._path, "ab")
+        try:
+            file = open((self._folder or _private_folder()) / self._name, "ab")
+        except OSError as error:
+            raise ConfigError(f"lock file of the registration: {error}") from None
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -13,8 +13,10 @@ import contextlib
 import logging
 import random
 import threading
+import time
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -184,7 +186,7 @@ class Watcher:
         question = wire.match_question(service)
 
         async def ask(cursor: watch.Cursor) -> Answer:
-            answer = await self._client.ask(question, index=cursor.index, wait=self._settings.wait)
+            answer = await self._client.ask(question, index=cursor.index, wait=cursor.wait)
             return answer if answer.index else await self._index_from_list(question, answer)
 
         async def take(answer: Answer, regressed: bool) -> None:
@@ -244,7 +246,7 @@ class Watcher:
         failed: Callable[[MeshError], None] | None = None,
     ) -> None:
         async def ask(cursor: watch.Cursor) -> Answer:
-            return await self._client.ask(question, index=cursor.index, wait=self._settings.wait)
+            return await self._client.ask(question, index=cursor.index, wait=cursor.wait)
 
         async def take_it(answer: Answer, regressed: bool) -> None:
             take(answer, regressed)
@@ -258,27 +260,35 @@ class Watcher:
         take: Callable[[Answer, bool], Awaitable[None]],
         failed: Callable[[MeshError], None] | None = None,
     ) -> None:
-        loop = asyncio.get_running_loop()
-        cursor = watch.Cursor()
+        cursor = watch.Cursor(wait=self._settings.wait)
         while True:
-            began = loop.time()
+            began = time.monotonic()
             try:
                 answer = await ask(cursor)
                 await take(answer, watch.regressed(cursor.index, answer.index))
-            except MeshError as error:
-                cursor = watch.failed(cursor)
+            except Exception as caught:
+                error = self._understood(name, caught)
+                cursor = watch.failed(cursor, time.monotonic() - began)
                 self._trouble(name, error)
                 if failed is not None:
                     failed(error)
                 await asyncio.sleep(self._backoff(cursor, error))
                 continue
             self._well(name)
-            if not answer.index:
-                cursor = watch.Cursor()
-                await asyncio.sleep(watch.POLL_EVERY)
+            cursor = watch.answered(cursor, answer.index, time.monotonic() - began)
+            if self._settings.poll or not answer.index:
+                cursor = replace(cursor, index=0)
+                await asyncio.sleep(self._settings.poll or watch.POLL_EVERY)
                 continue
-            cursor = watch.answered(cursor, answer.index, loop.time() - began)
             await asyncio.sleep(watch.pace(cursor))
+
+    @staticmethod
+    def _understood(name: str, caught: Exception) -> MeshError:
+        if isinstance(caught, MeshError):
+            return caught
+        # A defect of ours must not end the watch: the policy would stand still for ever.
+        _log.error("%s: an answer could not be taken, which is a defect", name, exc_info=caught)
+        return MeshError(f"{type(caught).__name__} while taking an answer")
 
     async def _sweep(self) -> None:
         while True:
@@ -332,7 +342,8 @@ class Watcher:
                 self._belief.take_default(await self._discover_default())
                 self._well("default policy")
                 failures, pause = 0, PROBE_EVERY
-            except MeshError as error:
+            except Exception as caught:
+                error = self._understood("default policy", caught)
                 # The last verdict stays: an agent that is away has not changed its policy.
                 failures += 1
                 self._trouble("default policy", error)
@@ -376,7 +387,8 @@ class Watcher:
                 pause = self._settings.check_ttl / BEATS_PER_TTL
                 if not registration.owner:
                     pause = min(pause, TAKEOVER_EVERY)
-            except MeshError as error:
+            except Exception as caught:
+                error = self._understood("registration", caught)
                 failures += 1
                 self._trouble("registration", error)
                 pause = self._backoff(watch.Cursor(failures=failures), error)

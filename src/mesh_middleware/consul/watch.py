@@ -25,6 +25,8 @@ BURST = 10
 """Answers in a row that may come at once before the watch slows down."""
 PACE = 0.05
 """Seconds between answers of a resource that churns."""
+CUT_AFTER = 5.0
+"""Seconds from which on a failed question counts as cut by something between, not as refused."""
 POLL_EVERY = 1.0
 """Seconds between questions where the agent gives no index."""
 
@@ -38,11 +40,15 @@ class Cursor:
         index: to block on; 0 asks for the current value.
         failures: questions in a row without an answer.
         rapid: answers in a row that came without waiting.
+        wait: seconds the agent may hold a question; shorter once something cuts long ones.
+        cut: seconds after which the last question was cut, 0 when it was not.
     """
 
     index: int = 0
     failures: int = 0
     rapid: int = 0
+    wait: float = 300.0
+    cut: float = 0.0
 
 
 def next_index(sent: int, received: int) -> int:
@@ -71,12 +77,27 @@ def answered(cursor: Cursor, received: int, took: float) -> Cursor:
         took: seconds the agent held the question.
     """
     rapid = cursor.rapid + 1 if took < PACE else 0
-    return Cursor(next_index(cursor.index, received), 0, rapid)
+    held_long = took >= cursor.cut
+    return Cursor(
+        next_index(cursor.index, received), 0, rapid, cursor.wait, 0.0 if held_long else cursor.cut
+    )
 
 
-def failed(cursor: Cursor) -> Cursor:
-    """Move on after a failure: the index stays, since nothing was learnt."""
-    return replace(cursor, failures=cursor.failures + 1, rapid=0)
+def failed(cursor: Cursor, took: float = 0.0) -> Cursor:
+    """
+    Move on after a failure: the index stays, since nothing was learnt.
+
+    A proxy or load balancer may cut requests that last. When two in a row were cut after some
+    `CUT_AFTER` seconds or more, shorter waits are asked for from then on.
+
+    Args:
+        took: seconds until the failure.
+    """
+    cut = took if cursor.index and CUT_AFTER <= took < cursor.wait else 0.0
+    wait = cursor.wait
+    if cut and cursor.cut:
+        wait = max(CUT_AFTER, min(cut, cursor.cut) * 0.8)
+    return replace(cursor, failures=cursor.failures + 1, rapid=0, wait=wait, cut=cut)
 
 
 def regressed(sent: int, received: int) -> bool:
