@@ -87,8 +87,8 @@ def test_every_option_can_be_set_from_the_environment() -> None:
         "ca_path": "/cas", "client_cert": "/c", "client_key": "/k", "tls_server_name": "consul",
         "verify_agent": "0", "auth": "u:p", "datacenter": "dc2", "namespace": "team",
         "partition": "biz", "default_policy": "deny", "mode": "shadow", "reading": "envoy",
-        "exempt": "/healthz,/ready", "domain": "mesh", "wait": "1m", "poll": "2s", "check_ttl": "30s",
-        "ready_timeout": "500ms", "max_answer_bytes": "1000", "plugins": "false",
+        "exempt": "/healthz,/ready", "domain": "mesh", "wait": "1m", "check_ttl": "30s",
+        "ready_timeout": "500ms", "poll": "2s", "max_answer_bytes": "1000", "plugins": "false",
     }  # fmt: skip
     assert set(texts) == set(NAMES)
     settings = load_settings(environ={f"MESH_{k.upper()}": v for k, v in texts.items()})
@@ -99,7 +99,7 @@ def test_every_option_can_be_set_from_the_environment() -> None:
         client_key="/k", tls_server_name="consul", verify_agent=False, auth="u:p",
         datacenter="dc2", namespace="team", partition="biz", default_policy="deny",
         mode="shadow", reading="envoy", exempt=("/healthz", "/ready"), domain="mesh", wait=60.0,
-        check_ttl=30.0, ready_timeout=0.5, max_answer_bytes=1000, plugins=False,
+        check_ttl=30.0, ready_timeout=0.5, poll=2.0, max_answer_bytes=1000, plugins=False,
     )  # fmt: skip
 
 
