@@ -1,0 +1,133 @@
+"""A blocking query as steps: Consul's index rules, and backoff that neither hammers nor dawdles."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mesh_middleware.consul.watch import (
+    BURST,
+    FIRST_BACKOFF,
+    MAX_BACKOFF,
+    MIN_BACKOFF,
+    PACE,
+    READ_SLACK,
+    REFUSED_BACKOFF,
+    Cursor,
+    answered,
+    backoff,
+    failed,
+    next_index,
+    pace,
+    read_timeout,
+    regressed,
+)
+
+INDEX = st.integers(0, 2**64 - 1)
+FAILURES = st.integers(1, 10_000)
+DICE = st.floats(0, 1, exclude_max=True)
+
+
+@pytest.mark.parametrize(
+    ("sent", "received", "following"),
+    [
+        (0, 5, 5),
+        (5, 5, 5),
+        (5, 9, 9),
+        (9, 5, 0),
+        (2, 1, 0),
+        (1, 1, 1),
+        (0, 0, 1),
+        (1, 0, 1),
+        (9, 0, 0),
+        (0, 1, 1),
+    ],
+)
+def test_index_follows_consuls_rules(sent: int, received: int, following: int) -> None:
+    """Forward, or start over when it went backwards; 0 and missing count as 1."""
+    assert next_index(sent, received) == following
+
+
+@given(INDEX, INDEX)
+def test_next_question_never_goes_backwards_without_starting_over(sent: int, received: int) -> None:
+    """The next index is at least the last one, or 0."""
+    following = next_index(sent, received)
+    assert following == 0 or following >= max(sent, 1)
+
+
+@given(INDEX, INDEX)
+def test_regress_is_exactly_what_starts_over_with_an_index(sent: int, received: int) -> None:
+    """An answer without index is no regress: that agent has none for this resource."""
+    assert regressed(sent, received) == (received > 0 and next_index(sent, received) == 0)
+
+
+@given(st.lists(INDEX, max_size=20))
+def test_any_series_of_answers_keeps_the_cursor_sound(indexes: list[int]) -> None:
+    """Whatever the agent says, the cursor holds an index that may be sent, and no failures."""
+    cursor = Cursor()
+    for index in indexes:
+        cursor = answered(failed(cursor), index, 1.0)
+        assert cursor.index == 0 or cursor.index >= 1
+        assert cursor.failures == 0
+
+
+def test_failure_keeps_the_index() -> None:
+    """Nothing was learnt: the change that was missed is told by the next answer."""
+    cursor = failed(failed(Cursor(index=7, rapid=3)))
+    assert cursor == Cursor(index=7, failures=2, rapid=0)
+
+
+def test_answer_ends_a_run_of_failures() -> None:
+    """The next failure waits shortly again."""
+    assert answered(Cursor(index=7, failures=5), 8, 1.0) == Cursor(index=8)
+
+
+@given(FAILURES, DICE, st.booleans())
+def test_backoff_stays_within_its_bounds(failures: int, dice: float, refused: bool) -> None:
+    """Never below 100 ms, never above 4 s, or 15 s for a refusal."""
+    seconds = backoff(failures, dice, refused=refused)
+    assert MIN_BACKOFF <= seconds <= (REFUSED_BACKOFF if refused else MAX_BACKOFF)
+
+
+@given(FAILURES, DICE)
+def test_backoff_never_shrinks_with_failures(failures: int, dice: float) -> None:
+    """The same dice, one failure more: at least as long a wait."""
+    assert backoff(failures + 1, dice) >= backoff(failures, dice)
+    assert backoff(failures, dice, refused=True) >= backoff(failures, dice)
+
+
+@given(FAILURES)
+def test_backoff_is_fully_jittered(failures: int) -> None:
+    """A thousand apps do not come back together: from the shortest wait up to the ceiling."""
+    assert backoff(failures, 0.0) == MIN_BACKOFF
+    ceiling = min(MAX_BACKOFF, FIRST_BACKOFF * 2 ** min(failures - 1, 10))
+    assert backoff(failures, 0.999999) == pytest.approx(ceiling, rel=1e-4)
+
+
+def test_recovery_is_noticed_within_five_seconds() -> None:
+    """Reliability R3: the longest wait leaves room for the answer."""
+    assert MAX_BACKOFF < 5.0
+    assert MIN_BACKOFF >= 0.1
+
+
+def test_resource_that_churns_is_paced() -> None:
+    """Answers that come at once are taken eagerly for a while, then every 50 ms."""
+    cursor = Cursor()
+    waits = []
+    for index in range(1, BURST + 3):
+        cursor = answered(cursor, index, 0.001)
+        waits.append(pace(cursor))
+    assert waits == [0.0] * BURST + [PACE] * 2
+    assert pace(answered(cursor, 99, PACE)) == 0.0
+
+
+def test_answer_that_waited_is_not_churn() -> None:
+    """A held question ends the run of rapid ones."""
+    assert answered(Cursor(index=1, rapid=9), 2, 30.0).rapid == 0
+
+
+@given(st.floats(0.1, 600))
+def test_answer_is_awaited_longer_than_the_agent_may_hold_it(wait: float) -> None:
+    """Wait, a sixteenth of jitter, and slack: a punctual answer is never cut off."""
+    assert read_timeout(wait) >= wait * (1 + 1 / 16) + READ_SLACK - 1e-9
