@@ -315,6 +315,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "exempt": _texts,
     "meta": _pairs,
     "wait": _seconds(_LEAST_WAIT),
+    "poll": _seconds(0),
     "check_ttl": _seconds(_LEAST_WAIT),
     "ready_timeout": _seconds(0),
     "token": _token,
