@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from mesh_middleware.consul.watch import (
     BURST,
+    CUT_AFTER,
     FIRST_BACKOFF,
     MAX_BACKOFF,
     MIN_BACKOFF,
@@ -131,3 +132,58 @@ def test_answer_that_waited_is_not_churn() -> None:
 def test_answer_is_awaited_longer_than_the_agent_may_hold_it(wait: float) -> None:
     """Wait, a sixteenth of jitter, and slack: a punctual answer is never cut off."""
     assert read_timeout(wait) >= wait * (1 + 1 / 16) + READ_SLACK - 1e-9
+
+
+# -- something between cuts requests that last -----------------------------------------------------
+
+
+def test_two_cuts_in_a_row_shorten_the_wait() -> None:
+    """A load balancer that cuts after 30 s: from the second cut on less than that is asked for."""
+    start = Cursor(index=7, wait=300.0)
+    once = failed(start, 30.0)
+    assert once.wait == 300.0
+    twice = failed(once, 30.0)
+    assert CUT_AFTER <= twice.wait < 30.0
+    assert twice.index == 7
+
+
+def test_cut_then_an_answer_that_lasted_longer_is_no_pattern() -> None:
+    """A single cut, and long answers afterwards: the wait stays."""
+    once = failed(Cursor(index=7), 30.0)
+    held = answered(once, 8, 200.0)
+    assert failed(held, 30.0).wait == 300.0
+
+
+def test_cut_then_a_quick_answer_is_still_remembered() -> None:
+    """An answer that came early says nothing about what happens to late ones."""
+    once = failed(Cursor(index=7), 30.0)
+    quick = answered(once, 8, 1.0)
+    assert failed(quick, 30.0).wait < 30.0
+
+
+@pytest.mark.parametrize("took", [0.0, 0.1, CUT_AFTER - 0.1, 300.0, 400.0])
+def test_failures_that_are_no_cuts_leave_the_wait_alone(took: float) -> None:
+    """A refused connection is quick; one that outlasts the wait was the agent's own silence."""
+    cursor = Cursor(index=7)
+    for _ in range(5):
+        cursor = failed(cursor, took)
+    assert cursor.wait == 300.0
+
+
+def test_question_without_index_is_never_cut_for_its_length() -> None:
+    """It does not block: what it was slow for is another matter."""
+    assert failed(failed(Cursor(index=0), 30.0), 30.0).wait == 300.0
+
+
+@given(
+    st.lists(st.tuples(st.booleans(), st.floats(0, 700), INDEX), max_size=30), st.floats(0.1, 600)
+)
+def test_wait_never_grows_nor_falls_below_its_floor(
+    steps: list[tuple[bool, float, int]], wait: float
+) -> None:
+    """Whatever happens, the agent may hold a question for some seconds, and no longer than set."""
+    cursor = Cursor(wait=wait)
+    for well, took, index in steps:
+        before = cursor.wait
+        cursor = answered(cursor, index, took) if well else failed(cursor, took)
+        assert min(wait, CUT_AFTER) <= cursor.wait <= before
