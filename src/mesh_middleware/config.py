@@ -341,6 +341,8 @@ def _checked(settings: Settings) -> Settings:
         raise ConfigError("client_cert and client_key: both or neither must be given")
     if not 0 <= settings.port <= 65535:
         raise ConfigError(f"port = {settings.port}: 0 to 65535 is expected")
+    if 0 < settings.poll < _LEAST_WAIT:
+        raise ConfigError(f"poll = {settings.poll:g}: seconds from {_LEAST_WAIT:g} on, or 0")
     if settings.max_answer_bytes < 1:
         raise ConfigError(f"max_answer_bytes = {settings.max_answer_bytes}: at least 1 is expected")
     if "/" in settings.service or settings.service == "*":
