@@ -1,1 +1,1 @@
-"""The tests: each file mirrors a module of the package."""
+"""Tests; a package, so that they can share `support`."""

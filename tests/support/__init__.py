@@ -1,1 +1,1 @@
-"""What several test files stand on."""
+"""What several test packages stand on."""

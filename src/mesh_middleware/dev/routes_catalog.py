@@ -74,7 +74,7 @@ def _named(call: Call, name: str) -> list[Service]:
     return call.state.services.named(name)
 
 
-def _selected(call: Call, found: list[Service]) -> list[Service]:
+def _tagged(call: Call, found: list[Service]) -> list[Service]:
     tags = set(call.request.query.get("tag", []))
     return [one for one in found if tags <= set(one.tags)]
 
@@ -112,20 +112,21 @@ def _health(call: Call, found: list[Service], topics: tuple[str, ...]) -> Answer
     _check_datacenter(call)
     _no_filter(call)
     passing = _passing_only(call)
-    entries, hidden = health_entries(call, _selected(call, found), passing=passing)
+    entries, hidden = health_entries(call, found, passing=passing)
     headers = _FILTERED if hidden and call.rights.secret else ()
     index = call.state.index.of(*topics)
     return Answer(entries, index=index, headers=headers, consistent=True)
 
 
 def health_connect(call: Call) -> Answer:
-    """``GET /v1/health/connect/:service``."""
+    """``GET /v1/health/connect/:service``; tags do not filter here, nor in the catalog's."""
     return _health(call, call.state.services.connecting(call.args[0]), _connect_topics(call))
 
 
 def health_service(call: Call) -> Answer:
     """``GET /v1/health/service/:service``."""
-    return _health(call, _named(call, call.args[0]), _service_topics(call))
+    found = _tagged(call, _named(call, call.args[0]))
+    return _health(call, found, _service_topics(call))
 
 
 def _catalog(call: Call, found: list[Service], topics: tuple[str, ...]) -> Answer:
@@ -134,7 +135,7 @@ def _catalog(call: Call, found: list[Service], topics: tuple[str, ...]) -> Answe
     may_node = call.rights.may("node:read", call.state.node.name)
     views = [
         catalog_service(one, call.state.node)
-        for one in _selected(call, found)
+        for one in found
         if may_node and call.rights.may("service:read", one.name)
     ]
     return Answer(views, index=call.state.index.of(*topics), consistent=True)
@@ -147,7 +148,8 @@ def catalog_connect(call: Call) -> Answer:
 
 def catalog_one(call: Call) -> Answer:
     """``GET /v1/catalog/service/:service``."""
-    return _catalog(call, _named(call, call.args[0]), _service_topics(call))
+    found = _tagged(call, _named(call, call.args[0]))
+    return _catalog(call, found, _service_topics(call))
 
 
 def catalog_services(call: Call) -> Answer:
