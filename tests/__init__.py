@@ -1,1 +1,1 @@
-"""Tests; a package, so that they can share `support`."""
+"""The tests: each file mirrors a module of the package."""

@@ -51,7 +51,7 @@ def test_intention_commands(agent: Target) -> None:
     code, said = consul(agent, "intention", "create", "-allow", source, target)
     assert code == 1 and "duplicate intention found" in said
     replaced = consul(agent, "intention", "create", "-replace", "-allow", source, target)
-    assert replaced == (0, f"Created: {pair} (allow)\n")
+    assert replaced[0] == 0, replaced[1]  # 1.8 prints nothing here
     assert consul(agent, "intention", "check", source, target) == (0, "Allowed\n")
     assert consul(agent, "intention", "delete", source, target) == (0, "Intention deleted.\n")
     assert consul(agent, "intention", "delete", source, target)[0] == 1

@@ -1,1 +1,1 @@
-"""What several test packages stand on."""
+"""What several test files stand on."""
