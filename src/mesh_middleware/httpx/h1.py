@@ -55,7 +55,7 @@ class Reading:
     Args:
         method: of the request.
         upgrades: whether the answer may turn the connection into something else.
-        fast: whether httptools may read it.
+        fast: whether httptools may read it; ``None`` where it is installed.
 
     Attributes:
         status: final status, or 101; 0 before the head is complete.
@@ -85,7 +85,7 @@ class Reading:
     )
 
     def __init__(
-        self, method: str = "GET", upgrades: bool = False, fast: bool = httptools is not None
+        self, method: str = "GET", upgrades: bool = False, fast: bool | None = None
     ) -> None:
         self.status = 0
         self.reason = b""
@@ -98,6 +98,8 @@ class Reading:
         self.switched = False
         self.rest = b""
         self._engine: Any = None
+        if fast is None:
+            fast = httptools is not None
         if fast and not upgrades and method != "HEAD":
             self._engine = _Httptools(self)
         else:

@@ -11,7 +11,7 @@ import select
 import socket
 import ssl
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -19,14 +19,20 @@ import httpx
 
 from ..exceptions import MeshError
 from ..resolve import Endpoint
-from .carrier import CONNECT_ATTEMPTS, READ_BYTES, REFUSED_HINT, Answer, may_stop_sending
+from .carrier import (
+    CONNECT_ATTEMPTS,
+    READ_BYTES,
+    Answer,
+    Timeouts,
+    hinted,
+    may_send_again,
+    may_stop_sending,
+)
 from .errors import explain_failure
 from .h1 import Reading
 from .pool import Lane, Pool, retirement
 from .upstreams import MeshLike, Target
 from .wire import Outgoing
-
-Timeouts = Mapping[str, float | None]
 
 
 class Connection:
@@ -194,16 +200,18 @@ class _Line:
         """Take a connection that no other thread has, and tell how many instances were tried."""
         with self._lock:
             closed = self._pool.update(endpoints)
-            found, turn, more = self._take()
+            lane = self._pool.choose()
+            assert lane is not None, "an upstream without instances is refused before"
+            found, turn, more = self._take(lane)
         _close(closed)
         _close(more)
         if turn is not None:
             found = self._wait(turn, timeouts.get("pool"))
-        return (found, 1) if found is not None else self.connect(timeouts)
+        return (found, 1) if found is not None else self.connect(timeouts, lane)
 
-    def _take(self) -> tuple[Connection | None, _Turn | None, list[Connection]]:
-        lane = self._pool.choose()
-        assert lane is not None, "an upstream without instances is refused before"
+    def _take(
+        self, lane: Lane[Connection]
+    ) -> tuple[Connection | None, _Turn | None, list[Connection]]:
         found, closed = self._pool.reuse(lane)
         if found is not None or self._pool.admit():
             return found, None, closed
@@ -236,9 +244,11 @@ class _Line:
         if given and turn.connection is not None:
             self.release(turn.connection, True)
 
-    def connect(self, timeouts: Timeouts) -> tuple[Connection, int]:
+    def connect(
+        self, timeouts: Timeouts, lane: Lane[Connection] | None = None
+    ) -> tuple[Connection, int]:
         """
-        Make a connection, counted already, to one of the instances.
+        Make a connection, counted already, to *lane*, or else to another instance.
 
         Raises:
             MeshConnectError, MeshConnectTimeout: none could be reached that may answer.
@@ -248,7 +258,7 @@ class _Line:
         try:
             while len(tried) < CONNECT_ATTEMPTS:
                 with self._lock:
-                    lane = self._pool.choose(tried)
+                    lane = lane or self._pool.choose(tried)
                 if lane is None:
                     break
                 tried.append(lane)
@@ -257,6 +267,7 @@ class _Line:
                 except (OSError, MeshError) as error:
                     failure = explain_failure(error, self._name, lane.endpoint)
                     failure.__cause__ = error
+                    lane = None
         except BaseException:
             self.forget()
             raise
@@ -335,7 +346,7 @@ class SyncCarrier:
             connection.close()
             if not may_send_again(connection, outgoing):
                 line.forget()
-                raise _hinted(error, connection, target) from error
+                raise hinted(error, connection, target.name) from error
             connection, attempts = line.connect(timeouts)
             reading = self._exchange(connection, outgoing, timeouts, line)
         except BaseException:
@@ -358,27 +369,6 @@ class SyncCarrier:
         """Close every idle connection; those in use close when their response does."""
         for line in list(self._lines.values()):
             line.close()
-
-
-def may_send_again(connection: Any, outgoing: Outgoing) -> bool:
-    """
-    Tell whether a request may go out again after its connection broke.
-
-    Only when the connection had been idle, no byte of an answer came, and either nothing was
-    written or the request is one that may arrive twice.
-
-    Source: RFC 9110, 9.2.2; RFC 9112, 9.3.1.
-    """
-    if connection.requests < 2 or connection.heard:
-        return False
-    return not connection.wrote or outgoing.repeatable
-
-
-def _hinted(error: Exception, connection: Any, target: Target) -> Exception:
-    if connection.requests > 1 or connection.heard:
-        return error
-    hint = REFUSED_HINT.format(upstream=target.name, address=connection.lane.endpoint.address)
-    return type(error)(f"{error} ({hint})")
 
 
 def _answer(
@@ -468,21 +458,14 @@ class Stream:
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         """
-        Read from an upgraded connection.
+        Read from an upgraded connection; empty at its end.
 
         Raises:
             RuntimeError: the connection was not upgraded.
         """
         reading = self._upgraded()
-        while not reading.rest:
-            self._connection._set_timeout(timeout)
-            try:
-                data = self._connection.sock.recv(max_bytes)
-            except TimeoutError as error:
-                raise httpx.ReadTimeout(str(error)) from error
-            except OSError as error:
-                raise httpx.ReadError(str(error)) from error
-            return data
+        if not reading.rest:
+            self._connection.receive(reading, timeout)
         data, reading.rest = reading.rest[:max_bytes], reading.rest[max_bytes:]
         return data
 

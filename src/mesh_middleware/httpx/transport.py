@@ -7,6 +7,7 @@ travel is the carriers' business, which name means what is `upstreams`'.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -14,6 +15,7 @@ import anyio.to_thread
 import httpx
 
 from ..resolve import Resolver
+from .aio import AsyncCarrier
 from .carrier import Answer
 from .denial import MAX_DENIAL_BYTES, MeshInfo, MeshResponse, is_denial, may_be_denial
 from .stock import AsyncStockCarrier, StockCarrier
@@ -134,7 +136,8 @@ class AsyncMeshTransport(httpx.AsyncBaseTransport):
     ) -> None:
         self._targets = Targets(mesh, resolver, domain)
         self._options: dict[str, Any] = {"http1": http1, "http2": http2, "limits": limits}
-        self._carrier: AsyncStockCarrier | None = None
+        self._carrier: AsyncCarrier | None = None
+        self._stock: AsyncStockCarrier | None = None
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """
@@ -154,10 +157,14 @@ class AsyncMeshTransport(httpx.AsyncBaseTransport):
             await self._judge(response)
         return response
 
-    def _carry(self) -> AsyncStockCarrier:
-        if self._carrier is None:
-            self._carrier = AsyncStockCarrier(self._targets.mesh, **self._options)
-        return self._carrier
+    def _carry(self) -> AsyncCarrier | AsyncStockCarrier:
+        if not self._options["http2"] and _on_asyncio():
+            if self._carrier is None:
+                self._carrier = AsyncCarrier(self._targets.mesh, self._options["limits"])
+            return self._carrier
+        if self._stock is None:
+            self._stock = AsyncStockCarrier(self._targets.mesh, **self._options)
+        return self._stock
 
     async def _judge(self, response: MeshResponse) -> None:
         rest = aiter(response.stream)  # type: ignore[arg-type]
@@ -176,8 +183,17 @@ class AsyncMeshTransport(httpx.AsyncBaseTransport):
 
     async def aclose(self) -> None:
         """Close every connection; the mesh goes on."""
-        if self._carrier is not None:
-            await self._carrier.aclose()
+        for carrier in (self._carrier, self._stock):
+            if carrier is not None:
+                await carrier.aclose()
+
+
+def _on_asyncio() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _patience(request: httpx.Request) -> float:

@@ -1,0 +1,319 @@
+"""
+One HTTP/1.1 connection as an asyncio protocol.
+
+Owns the exchange of requests and answers on a connection that TLS and the gate have passed, its
+timeouts and its flow control both ways. Knows no pool: others decide who may use it.
+
+Theory. Bytes are parsed as they arrive, in the transport's callback, so that a short answer is
+complete before the task that waits for it runs; the task wakes once. A connection between two
+requests has no `reading`: whatever arrives then is nobody's, and ends it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+
+import httpx
+
+from .carrier import Timeouts, may_stop_sending
+from .h1 import Reading
+from .pool import Lane, retirement
+from .wire import Outgoing
+
+HIGH_WATER = 256 * 1024
+"""Bytes of a body, or to be sent, held before the other side is made to wait."""
+
+LOW_WATER = 64 * 1024
+"""Bytes left when it goes on."""
+
+
+class Connection(asyncio.Protocol):
+    """
+    One TLS connection to one instance, whose identity was verified.
+
+    Args:
+        loop: it belongs to.
+        lane: the instance.
+        generation: of leaf and roots when it was dialled.
+        live: where it is counted while it is open.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        lane: Lane[Any],
+        generation: int,
+        live: set[Connection],
+    ) -> None:
+        self.lane = lane
+        self.generation = generation
+        self.retire_at = 0.0
+        self.idle_since = 0.0
+        self.requests = 0
+        self.wrote = False
+        self.heard = False
+        self.sent_all = False
+        self.reading: Reading | None = None
+        self.lost: asyncio.Future[None] = loop.create_future()
+        self.transport: asyncio.Transport = cast(asyncio.Transport, None)
+        self._loop = loop
+        self._live = live
+        self._failure: Exception | None = None
+        self._waiters: list[asyncio.Future[None]] = []
+        self._full = False
+        self._reading_paused = False
+
+    # -- what the transport tells --------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The handshake is done, and the gate passed."""
+        self.transport = cast(asyncio.Transport, transport)
+        self.transport.set_write_buffer_limits(HIGH_WATER, LOW_WATER)
+        self.retire_at = retirement(transport.get_extra_info("ssl_object"))
+        self._live.add(self)
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes came."""
+        reading = self.reading
+        if reading is None:
+            self.abort()
+            return
+        self.heard = True
+        try:
+            reading.feed(data)
+        except httpx.RemoteProtocolError as error:
+            self._fail(error)
+            return
+        if reading.size + len(reading.rest) > HIGH_WATER and not self._reading_paused:
+            self._reading_paused = True
+            self.transport.pause_reading()
+        self._wake()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It is closed, by whomever."""
+        self._live.discard(self)
+        if not self.lost.done():
+            self.lost.set_result(None)
+        reading = self.reading
+        if exc is not None:
+            self._failure = self._failure or httpx.ReadError(str(exc))
+        elif reading is not None and self._failure is None:
+            try:
+                reading.end()
+            except httpx.RemoteProtocolError as error:
+                self._failure = error
+        self._wake()
+
+    def pause_writing(self) -> None:
+        """The other end takes no more for now."""
+        self._full = True
+
+    def resume_writing(self) -> None:
+        """It does again."""
+        self._full = False
+        self._wake()
+
+    # -- what callers ask ----------------------------------------------------------------------
+
+    def is_usable(self) -> bool:
+        """Whether neither end has closed it."""
+        return not self.transport.is_closing()
+
+    async def exchange(self, outgoing: Outgoing, timeouts: Timeouts) -> Reading:
+        """
+        Send a request and read the head of its answer.
+
+        Raises:
+            httpx.TransportError: as httpx; the connection is of no more use.
+        """
+        self.requests += 1
+        self.wrote = self.heard = self.sent_all = False
+        reading = self.reading = Reading(outgoing.method, outgoing.upgrades)
+        read_timeout = timeouts.get("read")
+        try:
+            if outgoing.body is not None:
+                self.write(outgoing.head + outgoing.body)
+                if self._full:
+                    await self.drain(reading, timeouts.get("write"))
+                self.sent_all = not self._full
+            else:
+                await self._send_stream(outgoing, reading, timeouts.get("write"))
+        except httpx.WriteError:
+            # The answer may have come before the other end stopped listening.
+            pass
+        while not reading.status:
+            await self.receive(reading, read_timeout)
+        return reading
+
+    async def receive(self, reading: Reading, patience: float | None) -> None:
+        """
+        Wait until something has happened; callers look what, and come again.
+
+        Raises:
+            httpx.ReadTimeout: nothing has, for *patience* seconds.
+            httpx.TransportError: nothing more will.
+        """
+        if self._failure is not None:
+            raise self._failure
+        if self.lost.done():
+            raise httpx.ReadError("the connection was closed")
+        self.resume(reading)
+        await self._wait(patience, httpx.ReadTimeout)
+
+    def resume(self, reading: Reading) -> None:
+        """Let the other end go on, when what has come was taken."""
+        if self._reading_paused and reading.size + len(reading.rest) < LOW_WATER:
+            self._reading_paused = False
+            if not self.transport.is_closing():
+                self.transport.resume_reading()
+
+    def write(self, data: bytes) -> None:
+        """
+        Hand bytes to the transport.
+
+        Raises:
+            httpx.WriteError: the connection is closing.
+        """
+        if self.transport.is_closing():
+            raise httpx.WriteError("the connection was closed")
+        self.transport.write(data)
+        self.wrote = True
+
+    def settle(self) -> None:
+        """Be between two requests."""
+        self.reading = None
+        if self._reading_paused:
+            self._reading_paused = False
+            if not self.transport.is_closing():
+                self.transport.resume_reading()
+
+    def close(self) -> None:
+        """Close it, saying goodbye."""
+        if not self.transport.is_closing():
+            self.transport.close()
+
+    def abort(self) -> None:
+        """Cut it."""
+        self.transport.abort()
+
+    # -- inside --------------------------------------------------------------------------------
+
+    async def _send_stream(
+        self, outgoing: Outgoing, reading: Reading, patience: float | None
+    ) -> None:
+        self.write(outgoing.head)
+        async for part in outgoing.stream:
+            if may_stop_sending(reading.status):
+                return
+            if framed := outgoing.frame(part):
+                self.write(framed)
+                if self._full:
+                    await self.drain(reading, patience)
+        if end := outgoing.finish():
+            self.write(end)
+        self.sent_all = True
+
+    async def drain(self, reading: Reading, patience: float | None) -> None:
+        """
+        Wait until the other end takes more, or has answered that it will not.
+
+        Raises:
+            httpx.WriteTimeout: it did neither, for *patience* seconds.
+            httpx.WriteError: the connection is closing.
+        """
+        while self._full and not may_stop_sending(reading.status):
+            if self.transport.is_closing():
+                raise httpx.WriteError("the connection was closed")
+            await self._wait(patience, httpx.WriteTimeout)
+
+    async def _wait(self, patience: float | None, kind: type[httpx.TimeoutException]) -> None:
+        waiter = self._loop.create_future()
+        self._waiters.append(waiter)
+        timer = None
+        if patience is not None:
+            timer = self._loop.call_later(patience, _expire, waiter, kind)
+        try:
+            await waiter
+        finally:
+            self._waiters.remove(waiter)
+            if timer is not None:
+                timer.cancel()
+
+    def _wake(self) -> None:
+        # Two at most: on an upgraded connection one task may read while another writes.
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def _fail(self, error: Exception) -> None:
+        self._failure = error
+        self.abort()
+        self._wake()
+
+
+def _expire(waiter: asyncio.Future[None], kind: type[httpx.TimeoutException]) -> None:
+    if not waiter.done():
+        waiter.set_exception(kind("the other end took too long"))
+
+
+class Stream:
+    """
+    ``response.extensions["network_stream"]``: facts about the connection, and after an Upgrade or
+    CONNECT the connection itself.
+    """
+
+    def __init__(self, connection: Connection, reading: Reading) -> None:
+        self._connection = connection
+        self._reading = reading
+
+    async def read(
+        self,
+        max_bytes: int,
+        timeout: float | None = None,  # noqa: ASYNC109 - httpcore's signature
+    ) -> bytes:
+        """
+        Read from an upgraded connection; empty at its end.
+
+        Raises:
+            RuntimeError: the connection was not upgraded.
+        """
+        reading, connection = self._upgraded(), self._connection
+        while not reading.rest:
+            if connection.lost.done():
+                return b""
+            await connection.receive(reading, timeout)
+        data, reading.rest = reading.rest[:max_bytes], reading.rest[max_bytes:]
+        connection.resume(reading)
+        return data
+
+    async def write(
+        self,
+        buffer: bytes,
+        timeout: float | None = None,  # noqa: ASYNC109 - httpcore's signature
+    ) -> None:
+        """
+        Write to an upgraded connection.
+
+        Raises:
+            RuntimeError: the connection was not upgraded.
+        """
+        reading = self._upgraded()
+        if buffer:
+            self._connection.write(buffer)
+            await self._connection.drain(reading, timeout)
+
+    async def aclose(self) -> None:
+        """Close an upgraded connection; of others the response is closed instead."""
+        if self._reading.switched:
+            self._connection.close()
+
+    def get_extra_info(self, info: str) -> Any:
+        """Tell ``ssl_object``, ``client_addr`` or ``server_addr``, as httpcore does."""
+        names = {"client_addr": "sockname", "server_addr": "peername"}
+        return self._connection.transport.get_extra_info(names.get(info, info))
+
+    def _upgraded(self) -> Reading:
+        if not self._reading.switched:
+            raise RuntimeError("only an upgraded connection is read and written directly")
+        return self._reading
