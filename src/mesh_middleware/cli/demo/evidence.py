@@ -85,12 +85,20 @@ class Step:
 
 
 class Evidence:
-    """Everything one run of the demo saw."""
+    """
+    Everything one run of the demo saw.
+
+    Attributes:
+        steps: those that ended, in order.
+        facts: what else is worth keeping.
+        complete: whether every step had its turn; an interrupted demo has not held.
+    """
 
     def __init__(self) -> None:
         self.started = datetime.now(UTC)
         self.steps: list[Step] = []
         self.facts: dict[str, Any] = {}
+        self.complete = False
         self._calls: list[Call] = []
         self._certificates: list[dict[str, Any]] = []
         self._processes: list[dict[str, Any]] = []
@@ -118,8 +126,8 @@ class Evidence:
 
     @property
     def held(self) -> bool:
-        """Whether no step failed, and there was at least one."""
-        return bool(self.steps) and not any(step.outcome.counts_as_failed for step in self.steps)
+        """Whether the story was told to its end, and no step failed."""
+        return self.complete and not any(step.outcome.counts_as_failed for step in self.steps)
 
     def as_json(self) -> dict[str, Any]:
         """All of it as JSON-able data; moments become ISO 8601 text."""

@@ -55,10 +55,8 @@ def demo(*, consul: Path | None, use_existing: bool, json_file: Path | None) -> 
     console = Console(stderr=to_stdout, highlight=False)
     evidence, started = Evidence(), time.monotonic()
     screen = Screen(console)
-    # The shop's own mesh lives in this process; what it has to say is not part of the story.
-    logging.getLogger("mesh_middleware").addHandler(logging.NullHandler())
     try:
-        with _sigterm_interrupts(), _closing_undisturbed() as stack:
+        with _sigterm_interrupts(), _quiet(), _closing_undisturbed() as stack:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mesh-demo-")))
             agent = _agent(consul, use_existing, directory)
             stack.callback(agent.api.close)
@@ -120,6 +118,7 @@ def _run_steps(stage: Stage) -> None:
         if step.outcome.counts_as_failed:
             broken = True
             _show_logs(stage)
+    stage.evidence.complete = True
 
 
 def _run_step(plan: steps.Plan, stage: Stage) -> Step:
@@ -190,6 +189,17 @@ def _write(evidence: Evidence, file: Path, to_stdout: bool) -> None:
         file.write_text(text, encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"the evidence cannot be written: {error}") from None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    # The shop's own mesh lives in this process; what it has to say is not part of the story.
+    logger, handler = logging.getLogger("mesh_middleware"), logging.NullHandler()
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 @contextmanager
