@@ -68,6 +68,9 @@ class Settings:
         check_ttl: seconds of the registration's TTL check.
         ready_timeout: seconds the start waits for the agent before serving anyway.
         max_answer_bytes: largest answer of the agent that is read.
+        deny_in_handshake: whether callers whom no request is allowed are refused in the handshake
+            already; else they get a 403, which they can understand.
+        max_connection_age: seconds after which a connection ends at its next bytes; 0 never.
         plugins: whether installed plugins are loaded.
     """
 
@@ -101,6 +104,8 @@ class Settings:
     check_ttl: float = 15.0
     ready_timeout: float = 1.0
     max_answer_bytes: int = MAX_ANSWER_BYTES
+    deny_in_handshake: bool = False
+    max_connection_age: float = 0.0
     plugins: bool = True
 
     @property
@@ -311,6 +316,8 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "register": _flag,
     "verify_agent": _flag,
     "plugins": _flag,
+    "deny_in_handshake": _flag,
+    "max_connection_age": _seconds(0),
     "tags": _texts,
     "exempt": _texts,
     "meta": _pairs,

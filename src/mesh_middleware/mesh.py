@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import logging
+import math
 import os
 import threading
 import time
@@ -26,7 +27,7 @@ from .belief import Belief
 from .certificates import Peer
 from .config import Settings, load_settings
 from .exceptions import ConfigError, NotReadyError
-from .identity import ServiceId
+from .identity import ServiceId, SpiffeId
 from .intentions import Decision, Reason, RequestFacts, decision
 from .plugins import Plugins
 from .snapshot import Snapshot
@@ -115,6 +116,16 @@ class Mesh:
                 watcher.start()
                 atexit.register(self.close)
         return self
+
+    def withdraw(self) -> None:
+        """
+        Announce the end: the check turns critical and the instance is deregistered, for good.
+
+        Requests are served and judged as before, until `close`. Returns at once.
+        """
+        watcher = self._watcher
+        if watcher is not None:
+            watcher.withdraw()
 
     def close(self) -> None:
         """Deregister and stop watching. Afterwards nothing is allowed and no handshake succeeds."""
@@ -239,7 +250,12 @@ class Mesh:
         certificate, and passes the gate. Before there is a leaf, handshakes fail.
         """
         if self._server is None:
-            self._server = server_context(lambda: self._belief.generation, self._now)
+            self._server = server_context(
+                lambda: self._belief.generation,
+                self._now,
+                may_connect=self._may_connect if self.settings.deny_in_handshake else None,
+                max_age=self.settings.max_connection_age or math.inf,
+            )
         return self._server
 
     def client_context(self, expected: ServiceId) -> LiveContext:
@@ -329,6 +345,10 @@ class Mesh:
         _decisions.log(level, "denied %s: %s %s", source, verdict.reason, verdict.detail)
 
     # -- inside --------------------------------------------------------------------------------
+
+    def _may_connect(self, source: SpiffeId) -> bool:
+        policy = self._belief.snapshot.policy
+        return policy is not None and policy.may_connect(source)
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._clock(), UTC)

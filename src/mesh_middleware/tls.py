@@ -159,11 +159,13 @@ class Standing:
 
     Args:
         newest: returns the generation of this moment.
+        max_age: seconds after which it ends in any case.
     """
 
-    __slots__ = ("_anchor", "_deadline", "_generation", "_newest", "_over")
+    __slots__ = ("_anchor", "_deadline", "_generation", "_max_age", "_newest", "_over")
 
-    def __init__(self, newest: Callable[[], Generation]) -> None:
+    def __init__(self, newest: Callable[[], Generation], max_age: float) -> None:
+        self._max_age = max_age
         self._newest = newest
         self._generation = newest()
         self._anchor: bytes | None = None
@@ -173,7 +175,8 @@ class Standing:
     def begin(self, tls: ssl.SSLObject, peer: Peer, now: datetime) -> None:
         """The handshake is done: remember what the connection stands on."""
         self._anchor = _anchor_of(tls)
-        self._deadline = time.monotonic() + (peer.not_after - now).total_seconds()
+        left = (peer.not_after - now).total_seconds()
+        self._deadline = time.monotonic() + min(left, self._max_age)
 
     def over(self) -> bool:
         """Whether the connection has lost what it stood on."""
@@ -270,6 +273,8 @@ class LiveContext(ssl.SSLContext):
     _role: Role
     _alpn: tuple[str, ...]
     _expected: ServiceId | None
+    _may_connect: Callable[[SpiffeId], bool] | None = None
+    _max_age: float = math.inf
 
     def set_alpn_protocols(self, alpn_protocols: Any) -> None:
         """Remember the protocols to offer, for every connection from now on."""
@@ -283,7 +288,8 @@ class LiveContext(ssl.SSLContext):
         assert isinstance(made, GatedObject)
         made.mesh_gate = self._gate(generation)
         if self._role == "server":
-            made.mesh_standing, made.mesh_now = Standing(self._newest), self._now
+            made.mesh_standing = Standing(self._newest, self._max_age)
+            made.mesh_now = self._now
         return made
 
     def wrap_socket(  # type: ignore[override]
@@ -318,7 +324,7 @@ class LiveContext(ssl.SSLContext):
     def _gate(self, generation: Generation) -> Gate:
         expected = self._expected
         if self._role == "server":
-            return lambda der: generation.peer(der, "client", self._now())
+            return lambda der: self._admit(generation.peer(der, "client", self._now()))
 
         def gate(der: bytes | None) -> Peer:
             peer = generation.peer(der, "server", self._now())
@@ -329,16 +335,30 @@ class LiveContext(ssl.SSLContext):
 
         return gate
 
+    def _admit(self, peer: Peer) -> Peer:
+        if self._may_connect is not None and not self._may_connect(peer.id):
+            raise GateError(f"{peer.id}: no request of it is allowed (deny_in_handshake)")
+        return peer
 
-def server_context(newest: Callable[[], Generation], now: Callable[[], datetime]) -> LiveContext:
+
+def server_context(
+    newest: Callable[[], Generation],
+    now: Callable[[], datetime],
+    *,
+    may_connect: Callable[[SpiffeId], bool] | None = None,
+    max_age: float = math.inf,
+) -> LiveContext:
     """
     Make the context that a server uses for its whole life.
 
     Args:
         newest: returns the generation for a new connection.
         now: this moment, aware UTC.
+        may_connect: whether a peer may connect at all; ``None`` leaves that to its requests.
+        max_age: seconds after which a connection ends at its next bytes.
     """
     context = _live(_SERVER, newest, now, None)
+    context._may_connect, context._max_age = may_connect, max_age
     context.verify_mode = ssl.CERT_REQUIRED
     context.set_alpn_protocols(SERVER_ALPN)
     return context

@@ -14,7 +14,6 @@ import logging
 import random
 import threading
 import time
-import uuid
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
 from datetime import datetime
@@ -26,6 +25,7 @@ from .belief import SECOND_LOOK, Belief
 from .config import Settings
 from .consul import watch, wire
 from .consul.client import Answer, ConsulClient
+from .consul.defaults import ask_about_nobody, ask_self
 from .consul.intentions import parse_match
 from .exceptions import AgentRefusedError, AgentUnavailableError, MeshError
 from .plugins import Plugins
@@ -57,6 +57,9 @@ class Watcher:
         transport: carries the requests to the agent; a network transport unless given.
         now: this moment, aware UTC.
         swept: called `SWEEP_DELAY` after a change, and every `SWEEP_EVERY`.
+
+    Raises:
+        ConfigError: a file that the settings name cannot be used.
     """
 
     def __init__(
@@ -73,7 +76,7 @@ class Watcher:
         self._settings = settings
         self._belief = belief
         self._plugins = plugins
-        self._transport = transport
+        self._client = ConsulClient(settings, transport)
         self._now = now
         self._swept = swept
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -84,6 +87,8 @@ class Watcher:
         self._joined: asyncio.Event
         self._changed: asyncio.Event
         self._tasks: set[asyncio.Task[None]] = set()
+        self._registration: Registration | None = None
+        self._keeper: asyncio.Task[None] | None = None
         self._thread = threading.Thread(target=self._run, name="mesh_middleware", daemon=True)
 
     def start(self) -> None:
@@ -105,6 +110,11 @@ class Watcher:
         assert self._loop is not None
         self._loop.call_soon_threadsafe(lambda: self._spawn(self._watch_upstream(upstream)))
 
+    def withdraw(self) -> None:
+        """Turn the check critical and deregister, for good; everything else goes on."""
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(lambda: self._spawn(self._leave()))
+
     def poke(self) -> None:
         """The snapshot changed, on the watcher's own thread: report the state of the check now."""
         self._beat_now.set()
@@ -123,29 +133,35 @@ class Watcher:
         self._stop, self._probe_now = asyncio.Event(), asyncio.Event()
         self._beat_now, self._joined = asyncio.Event(), asyncio.Event()
         self._changed = asyncio.Event()
-        self._client = ConsulClient(self._settings, self._transport)
+        self._registration = self._make_registration()
         self._running.set()
-        registration = self._registration()
         for work in (self._watch_roots(), self._watch_leaf(), self._watch_intentions()):
             self._spawn(work)
         self._spawn(self._probe_default())
         self._spawn(self._sweep())
-        if registration is not None:
-            self._spawn(self._keep_registered(registration))
+        if self._registration is not None:
+            self._keeper = self._spawn(self._keep_registered(self._registration))
         await self._stop.wait()
-        await self._end(registration)
+        await self._end()
 
-    async def _end(self, registration: Registration | None) -> None:
+    async def _end(self) -> None:
         for task in list(self._tasks):
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=1.0)
-        if registration is not None:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(registration.end(), CLOSE_TIMEOUT)
+        await self._leave()
         await self._client.close()
 
-    def _registration(self) -> Registration | None:
+    async def _leave(self) -> None:
+        if self._registration is None:
+            return
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.wait([self._keeper], timeout=1.0)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._registration.end(), CLOSE_TIMEOUT)
+
+    def _make_registration(self) -> Registration | None:
         if not (self._settings.register and self._settings.port):
             return None
 
@@ -156,10 +172,11 @@ class Watcher:
         lock = OwnerLock(self._settings.agent, self._settings.instance_id)
         return Registration(self._settings, self._client, lock, told)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._done)
+        return task
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -352,20 +369,13 @@ class Watcher:
                 await asyncio.wait_for(self._probe_now.wait(), pause)
 
     async def _discover_default(self) -> bool | None:
-        try:
-            answer = await self._client.ask(wire.self_question())
-            default = wire.parse_self_default(answer.body)
-            if default is not None:
-                return default
-        except AgentRefusedError:
-            pass
+        default = await ask_self(self._client)
+        if default is not None:
+            return default
         await self._joined.wait()
         leaf = self._belief.snapshot.leaf
         assert leaf is not None
-        nobody = f"mesh-middleware-probe-{uuid.uuid4().hex}"
-        uri = leaf.id.uri.removesuffix(leaf.id.name) + nobody
-        answer = await self._client.ask(wire.authorize_question(self._settings.service, uri))
-        default = wire.parse_probe(answer.body, answer.headers.get(wire.DEFAULT_POLICY))
+        default = await ask_about_nobody(self._client, leaf.id)
         if default is None:
             self._belief.note(
                 "default_unknown",

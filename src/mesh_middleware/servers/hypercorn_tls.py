@@ -93,8 +93,12 @@ def start_mesh(config: Any) -> ssl.SSLContext:
     """
     _drain_on_shutdown(config)
     settings = _settings(config)
-    mesh = Mesh(settings=settings).start()
+    try:
+        mesh = Mesh(settings=settings).start()
+    except ConfigError as error:
+        _end(str(error))
     set_default_mesh(mesh)
+    _withdraw_on_shutdown(mesh)
     # With a reachable agent this takes some 50 ms; without one the server starts anyway.
     mesh.ready(settings.ready_timeout)
     context = mesh.server_context()
@@ -189,6 +193,19 @@ def _drain_on_shutdown(config: Any) -> None:
 
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, give_term)
+
+
+def _withdraw_on_shutdown(mesh: Mesh) -> None:
+    # The earliest notice there is: callers are sent elsewhere before the drain begins.
+    event = find_shutdown_event()
+    if event is None:
+        return
+
+    def wait() -> None:
+        event.wait()
+        mesh.withdraw()
+
+    threading.Thread(target=wait, name="mesh_middleware-shutdown", daemon=True).start()
 
 
 def _end(message: str) -> NoReturn:
