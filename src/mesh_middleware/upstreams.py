@@ -13,6 +13,8 @@ import anyio.to_thread
 from .exceptions import MeshError, NotReadyError, ResolveError
 from .resolve import Endpoint, parse_health
 
+_NONE = "no healthy instance that speaks Connect is registered"
+
 
 class UpstreamWatch:
     """
@@ -27,6 +29,7 @@ class UpstreamWatch:
         self.name = name
         self.datacenter = datacenter
         self.endpoints: tuple[Endpoint, ...] | None = None
+        self._emptied = False
         self._why = "the agent has not answered yet"
         self._changed = threading.Condition()
 
@@ -59,9 +62,18 @@ class UpstreamWatch:
             return self.endpoints
         return await anyio.to_thread.run_sync(self.wait, within)
 
-    def take(self, body: object, trust_domain: str | None) -> None:
+    def take(self, body: object, trust_domain: str | None, *, shaken: bool = False) -> bool:
         """
         Take an answer of the agent.
+
+        Args:
+            body: the answer, parsed as JSON.
+            trust_domain: of the roots.
+            shaken: the agent was away until a moment ago. One that restarts tells every instance
+                as failing until it has heard of them again; "none" is not believed then.
+
+        Returns:
+            ``False`` when the answer was "none" and the old instances stay, until `concede`.
 
         Raises:
             AgentAnswerError: its shape breaks the API; the last instances stay.
@@ -69,7 +81,16 @@ class UpstreamWatch:
         if trust_domain is None:
             raise NotReadyError("the trust domain is not known yet")
         found = parse_health(body, trust_domain=trust_domain, service=self.name)
-        self.give(found, "no healthy instance that speaks Connect is registered")
+        self._emptied = not found
+        if self._emptied and shaken and self.endpoints:
+            return False
+        self.give(found, _NONE)
+        return True
+
+    def concede(self) -> None:
+        """Believe that there is no instance, if that is still what the agent says."""
+        if self._emptied:
+            self.give((), _NONE)
 
     def give(self, endpoints: tuple[Endpoint, ...], why_none: str) -> None:
         """Replace the instances; *why_none* is told when there are none."""

@@ -42,6 +42,8 @@ SWEEP_DELAY = 0.3
 """Seconds from a change until long-lived requests are judged anew: ordinary ones are done then."""
 SWEEP_EVERY = 5.0
 """Seconds between sweeps without a change: certificates of peers expire."""
+SHAKEN_FOR = 30.0
+"""Seconds after the agent was away in which "no instance" is not believed: two TTLs of ours."""
 CLOSE_TIMEOUT = 3.0
 """Longest time in seconds that closing takes, deregistration included."""
 
@@ -231,8 +233,18 @@ class Watcher:
         return Answer(again.status, index, again.body, again.headers)
 
     async def _watch_upstream(self, upstream: UpstreamWatch) -> None:
+        loop = asyncio.get_running_loop()
+        shaken_until = 0.0
+
         def take(answer: Answer, regressed: bool) -> None:
-            upstream.take(answer.body, self._belief.trust_domain)
+            shaken = regressed or loop.time() < shaken_until
+            if not upstream.take(answer.body, self._belief.trust_domain, shaken=shaken):
+                loop.call_later(SHAKEN_FOR, upstream.concede)
+
+        def failed(error: MeshError) -> None:
+            nonlocal shaken_until
+            shaken_until = loop.time() + SHAKEN_FOR
+            upstream.fail(error)
 
         while True:
             if not self._ask_plugins(upstream):
@@ -241,7 +253,7 @@ class Watcher:
         # The expected identities are in our trust domain, which the roots tell.
         await self._joined.wait()
         question = wire.health_question(upstream.name, upstream.datacenter)
-        await self._watch(f"upstream {upstream}", question, take, upstream.fail)
+        await self._watch(f"upstream {upstream}", question, take, failed)
 
     def _ask_plugins(self, upstream: UpstreamWatch) -> bool:
         try:
