@@ -10,7 +10,7 @@ import typer
 if TYPE_CHECKING:
     from ..dev import Answer, DevAgent, Request
 
-_HEARTBEAT = "/v1/agent/check/"
+_NO_CHANGE = ("/v1/agent/check/", "/v1/agent/connect/authorize")
 
 
 def agent(
@@ -54,8 +54,8 @@ def _introduce(running: DevAgent, state: Path | None, default_policy: str) -> No
 
 
 async def _tell_writes(request: Request) -> Answer | None:
-    # Readings and heartbeats come all the time; what changes something is worth a line.
-    if request.method != "GET" and not request.path.startswith(_HEARTBEAT):
+    # Readings and heartbeats come all the time; a line is for what changes something.
+    if request.method != "GET" and not request.path.startswith(_NO_CHANGE):
         query = "&".join(
             f"{name}={value}" for name in request.query for value in _of(request, name)
         )

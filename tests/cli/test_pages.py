@@ -1,0 +1,70 @@
+"""The pages for users: their Python runs, their TOML and their commands are real."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from mesh_middleware.config import NAMES
+
+from .conftest import Run
+
+ROOT = Path(__file__).parents[2]
+PAGES = [*(ROOT / "docs" / "how_to").glob("*.md"), *(ROOT / "docs" / "tutorials").glob("*.md")]
+PAGES += [*ROOT.glob("examples/*/README.md"), *ROOT.glob("plugins/*/README.md")]
+
+
+def blocks(language: str) -> list[object]:
+    """All blocks of *language* on all pages, named by page and number."""
+    found = []
+    for page in sorted(PAGES):
+        texts = re.findall(
+            rf"^```{language}\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL
+        )
+        found += [
+            pytest.param(text, id=f"{page.parent.name}/{page.stem}-{number}")
+            for number, text in enumerate(texts, 1)
+        ]
+    return found
+
+
+@pytest.mark.parametrize("text", blocks("python"))
+def test_python_on_a_page_runs(text: str) -> None:
+    """Each block is a module of its own: it imports what it names, and defines what it shows."""
+    code = compile(text, "page", "exec")
+    if "mesh.ready(10)\n    with" in text:
+        return  # The tutorial's script needs a mesh: examples/test_tutorial.py runs it.
+    exec(code, {"__name__": "page"})
+
+
+@pytest.mark.parametrize("text", blocks("toml"))
+def test_toml_on_a_page_names_real_settings(text: str) -> None:
+    """Every key of a [mesh] table is a setting."""
+    assert set(tomllib.loads(text).get("mesh", {})) <= set(NAMES)
+
+
+@pytest.mark.parametrize("text", blocks("json"))
+def test_json_on_a_page_is_json(text: str) -> None:
+    """As it stands."""
+    json.loads(text)
+
+
+def _commands() -> list[str]:
+    found = set()
+    for page in PAGES:
+        for line in re.findall(r"^\$ mesh ([a-z].*)$", page.read_text(), re.MULTILINE):
+            words = line.split("#")[0].replace("&", " ").split()
+            found.add(" ".join(word for word in words if word.isalpha())[:40])
+    return sorted(found)
+
+
+@pytest.mark.parametrize("line", _commands())
+def test_a_command_on_a_page_exists(run: Run, line: str) -> None:
+    """Its subcommand, and the one below it."""
+    words = line.split()
+    depth = 2 if words[0] == "intention" else 1
+    assert run(*words[:depth], "--help")[0] == 0
