@@ -7,6 +7,7 @@ what the answers mean. Never follows a redirect, never uses a proxy, never shows
 
 from __future__ import annotations
 
+import asyncio
 import json
 import ssl
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 import httpx
 
-from ..config import Settings
+from ..config import Settings, is_header_text
 from ..exceptions import (
     AgentAnswerError,
     AgentError,
@@ -104,16 +105,24 @@ class ConsulClient:
             params |= {"index": str(index), "wait": f"{wait:g}s"}
         timeout = watch.read_timeout(wait) if index else ANSWER_TIMEOUT
         try:
-            async with self._http.stream(
-                question.method,
-                question.path,
-                params=params,
-                json=question.body,
-                headers=self._headers(),
-                timeout=httpx.Timeout(timeout, connect=CONNECT_TIMEOUT),
-                extensions=self._extensions,
-            ) as response:
+            # httpx limits the time of each read: an answer that drips would never end.
+            async with (
+                asyncio.timeout(timeout),
+                self._http.stream(
+                    question.method,
+                    question.path,
+                    params=params,
+                    json=question.body,
+                    headers=self._headers(),
+                    timeout=httpx.Timeout(timeout, connect=CONNECT_TIMEOUT),
+                    extensions=self._extensions,
+                ) as response,
+            ):
                 content = await self._read(response)
+        except TimeoutError:
+            raise AgentUnavailableError(
+                f"{self._settings.agent}: no answer within {timeout:g} s"
+            ) from None
         except httpx.HTTPError as error:
             reason = str(error) or type(error).__name__
             raise AgentUnavailableError(f"{self._settings.agent}: {reason}") from error
@@ -136,10 +145,16 @@ class ConsulClient:
         return bytes(content)
 
     def _headers(self) -> dict[str, str]:
-        token = self._settings.token
+        token, source = self._settings.token, "token"
         if self._settings.token_file:
+            source = f"token_file {self._settings.token_file}"
             token = _read_token(self._settings.token_file)
-        return {wire.TOKEN: token} if token else {}
+        if not token:
+            return {}
+        if not is_header_text(token):
+            # httpx would quote it, whole, in its own error.
+            raise AgentError(f"{source}: a token is one line of printable ASCII")
+        return {wire.TOKEN: token}
 
 
 def _judge(question: wire.Question, response: httpx.Response, content: bytes) -> Answer:
@@ -200,6 +215,6 @@ def _basic(auth: str) -> tuple[str, str] | None:
 
 def _read_token(path: str) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8").strip()
+        return Path(path).read_text(encoding="utf-8", errors="replace").strip()
     except OSError as error:
         raise AgentError(f"token_file {path}: {error.strerror}") from None
