@@ -13,14 +13,18 @@ Source: ASGI 3.0 HTTP and WebSocket scopes; PEP 3333.
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 Header = tuple[bytes, bytes]
 
 _RAW_TARGETS = ("RAW_URI", "REQUEST_URI")
 """Keys under which WSGI servers offer the raw target: Gunicorn and Werkzeug, in this order."""
+
+_ABSOLUTE = re.compile(rb"https?://[^/?#]*", re.IGNORECASE)
 
 _CGI_HEADERS = {"CONTENT_TYPE": b"content-type", "CONTENT_LENGTH": b"content-length"}
 
@@ -33,6 +37,9 @@ class RequestFacts(ABC):
     """
 
     __slots__ = ()
+
+    names_lowered: bool = True
+    """Whether header names are in lower case already."""
 
     dashes_known: bool = True
     """Whether ``-`` and ``_`` in header names can be told apart; not so in a WSGI environ."""
@@ -79,6 +86,7 @@ class HttpFacts(RequestFacts):
     """
 
     __slots__ = ("_headers", "_method", "_target")
+    names_lowered = False
 
     def __init__(self, method: bytes, target: bytes, headers: Sequence[Header] = ()) -> None:
         self._method = method
@@ -98,7 +106,9 @@ class HttpFacts(RequestFacts):
 
     @property
     def path(self) -> bytes:
-        return _unquote(self._target.partition(b"?")[0])
+        found = _ABSOLUTE.match(self._target)
+        path = self._target[found.end() :] if found else self._target
+        return unquote_to_bytes(path.partition(b"?")[0]) or b"/"
 
     @property
     def query(self) -> bytes:
@@ -228,9 +238,3 @@ class WsgiFacts(RequestFacts):
             get("SCRIPT_NAME"),
             get("PATH_INFO"),
         )
-
-
-def _unquote(path: bytes) -> bytes:
-    from urllib.parse import unquote_to_bytes
-
-    return unquote_to_bytes(path)

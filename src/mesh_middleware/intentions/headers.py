@@ -5,29 +5,42 @@ Owns how repeats, lists, underscores, ``Connection`` and the Host header are rea
 name it gives *alternatives*: the values Envoy's rules see come first, then what other layers on
 the way may see. ``None`` stands for "no such header". Knows nothing of rules.
 
+Theory: most requests have each header once, no underscore and no interesting ``Connection``; then
+a header has one reading, found by one look into a dictionary. Only otherwise the head is read the
+way Envoy's codec does (`wire`), and every other way beside it.
+
 Source: reference 5.4 and 12.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
+from urllib.parse import quote_from_bytes
 
+from . import paths, wire
 from .facts import RequestFacts
+from .model import Normalization
 
 WORDS = {
-    "headers": "repeated lines apart, any of which matches: Envoy 1.40",
-    "headers_joined": "repeated lines joined by a comma: WSGI, older Envoys",
-    "headers_single": "one of several lines only: what a framework picks",
+    "headers": "lines apart, any of which matches, as Envoy 1.40 and ASGI see them",
+    "headers_joined": "lines joined by a comma, as WSGI and older proxies see them",
+    "headers_single": "one of several lines alone: what a framework picks",
     "headers_split": "a line taken for a comma-separated list",
-    "connection": "a header named in `Connection` is dropped, or is not",
-    "underscores": "`_` and `-` in header names are one",
-    "host": "Host without case and port, or taken from the target",
+    "connection": "a header named in `Connection`: dropped, or not",
+    "proxy": "a header that proxies drop, add or rewrite: theirs, or as it was sent",
+    "underscores": "`_` and `-` in header names taken for one",
+    "host": "Host: of the target or of the header, with case and port or without",
 }
 """Names of readings that concern headers, and what they mean."""
 
 HOST = b"host"
-_PSEUDO = {b":authority": HOST}
+_HARMLESS = frozenset((b"keep-alive", b"close", b"Keep-Alive"))
+_TWISTED = (
+    wire.UNSEEN
+    | frozenset(wire.ADDED)
+    | frozenset((b"connection", b"te", b"upgrade", b"expect", b"http2-settings", HOST))
+)
 
 
 class Alternative(NamedTuple):
@@ -37,21 +50,28 @@ class Alternative(NamedTuple):
     values: Sequence[bytes] | None
 
 
+_ABSENT = (Alternative("headers", None),)
+
+
 class HeaderView:
     """
     A request's headers, read on demand, each name once.
 
     Args:
         facts: the request.
+        options: what proxies of this mesh do to requests.
     """
 
-    __slots__ = ("_cache", "_facts", "_headers", "_underscored")
+    __slots__ = ("_cache", "_facts", "_lines", "_merged", "_once", "_options", "_seen")
 
-    def __init__(self, facts: RequestFacts) -> None:
+    def __init__(self, facts: RequestFacts, options: Normalization) -> None:
         self._facts = facts
+        self._options = options
         self._cache: dict[bytes, tuple[Alternative, ...]] = {}
-        self._headers: dict[bytes, list[bytes]] | None = None
-        self._underscored = False
+        self._once = _once(facts)
+        self._lines: list[tuple[bytes, bytes]] = []
+        self._merged: dict[bytes, list[bytes]] = {}
+        self._seen: Mapping[bytes, list[bytes]] | None = None
 
     def alternatives(self, name: bytes) -> tuple[Alternative, ...]:
         """
@@ -63,71 +83,119 @@ class HeaderView:
         Returns:
             The readings, the one of Envoy's rules first.
         """
+        once = self._once
+        if once is not None and name not in _TWISTED and name[:1] != b":":
+            value = once.get(name if self._facts.dashes_known else name.replace(b"_", b"-"))
+            if value is None:
+                return _ABSENT
+            if b"," not in value:
+                return (Alternative("headers", (value.strip(b" \t"),)),)
         found = self._cache.get(name)
         if found is None:
-            found = self._cache[name] = self._read(_PSEUDO.get(name, name))
+            found = self._cache[name] = tuple(self._read(name))
         return found
 
-    def _read(self, name: bytes) -> tuple[Alternative, ...]:
+    def _read(self, name: bytes) -> list[Alternative]:
+        if name == b":authority":
+            name = HOST
         if name.startswith(b":"):
-            return (Alternative("headers", self._pseudo(name)),)
-        headers = self._index()
-        values = headers.get(name if self._facts.dashes_known else name.replace(b"_", b"-"))
-        dropped = values is not None and name in self._nominated()
-        found = [Alternative("connection" if dropped else "headers", None if dropped else values)]
-        if dropped:
-            found.append(Alternative("connection", values))
-        if values is not None:
-            found += _spread(values)
-        if self._underscored:
-            found += self._alike(name, values)
-        if name == HOST and values is not None:
-            found.append(Alternative("host", [*values, *_hosts(values)]))
-        return tuple(found)
+            return self._pseudo(name)
+        seen = self._read_head()
+        wanted = name if self._facts.dashes_known else name.replace(b"_", b"-")
+        envoy = seen.get(wanted)
+        found = [Alternative("headers", envoy)]
+        sent = [value for line, value in self._lines if line == wanted] or None
+        if sent != envoy:
+            found.append(Alternative(self._why(wanted, sent, envoy), sent))
+        for values in (envoy, sent):
+            if values is not None:
+                found += _spread(values)
+        if not self._facts.dashes_known and wanted not in wire.JOINED:
+            found += [Alternative("headers_single", [part]) for part in _parts(sent or ())]
+        found += self._alike(wanted, sent)
+        if name == HOST and envoy is not None:
+            found.append(Alternative("host", [*envoy, *_hosts([*envoy, *(sent or ())])]))
+        return found
 
-    def _index(self) -> dict[bytes, list[bytes]]:
-        if self._headers is None:
-            self._headers = {}
-            for name, value in self._facts.headers:
-                name = name.lower()
-                self._underscored = self._underscored or b"_" in name
-                self._headers.setdefault(name, []).append(value.strip(b" \t"))
-        return self._headers
+    def _why(self, name: bytes, sent: object, envoy: object) -> str:
+        if sent is not None and envoy is not None:
+            return "host" if name == HOST else "headers"
+        tokens = b",".join(self._merged.get(b"connection", ())).lower().split(b",")
+        return "connection" if name in (token.strip() for token in tokens) else "proxy"
 
-    def _pseudo(self, name: bytes) -> list[bytes] | None:
+    def _read_head(self) -> Mapping[bytes, list[bytes]]:
+        if self._seen is None:
+            facts = self._facts
+            self._lines = [
+                (name.lower(), value.replace(b"\r", b"").strip(b" \t"))
+                for name, value in facts.headers
+            ]
+            self._merged = wire.merge(self._lines, self._options)
+            target = facts.target
+            parts = wire.split_target(target) if target is not None else None
+            if parts is not None and parts.authority:
+                self._merged[HOST] = [parts.authority]
+            self._seen = wire.visible(self._merged)
+        return self._seen
+
+    def _pseudo(self, name: bytes) -> list[Alternative]:
         facts = self._facts
         if name == b":method":
-            return [facts.method]
-        if name == b":path":
-            return [facts.target if facts.target is not None else facts.path]
-        return [b"https"] if name == b":scheme" else None
-
-    def _nominated(self) -> set[bytes]:
-        lines = self._index().get(b"connection", ())
-        return {token.strip(b" \t").lower() for line in lines for token in line.split(b",")}
+            return [Alternative("headers", [facts.method])]
+        if name not in (b":path", b":scheme"):
+            return list(_ABSENT)
+        target = facts.target
+        if target is None:
+            target = quote_from_bytes(facts.path).encode()
+            target += b"?" + facts.query if facts.query else b""
+        parts = wire.split_target(target)
+        if name == b":scheme":
+            self._read_head()
+            return [Alternative("headers", [wire.scheme(parts, self._merged)])]
+        normal = paths.envoy_path(parts.path, self._options) if parts is not None else None
+        if parts is None or normal is None:
+            return [Alternative("raw", [target])]
+        seen = normal + parts.query
+        found = [Alternative("normalized", [seen])]
+        return found if seen == target else [*found, Alternative("raw", [target])]
 
     def _alike(self, name: bytes, values: list[bytes] | None) -> list[Alternative]:
+        if not any(b"_" in line for line, _ in self._lines):
+            return []
         dashed = name.replace(b"_", b"-")
-        found = [
-            v for n, vs in self._index().items() if n.replace(b"_", b"-") == dashed for v in vs
-        ]
+        found = [value for line, value in self._lines if line.replace(b"_", b"-") == dashed]
         if not found or found == values:
             return []
         return [Alternative("underscores", found), Alternative("underscores", [b",".join(found)])]
 
 
-def _spread(values: list[bytes]) -> list[Alternative]:
+def _once(facts: RequestFacts) -> dict[bytes, bytes] | None:
+    """Index the headers, where each has a single reading: lower case, once, nothing named."""
+    if not facts.names_lowered:
+        return None
+    headers = facts.headers
+    found = dict(headers)
+    if len(found) != len(headers) or b"_" in b"".join(found):
+        return None
+    named = found.get(b"connection")
+    return found if named is None or named in _HARMLESS else None
+
+
+def _parts(values: Sequence[bytes]) -> list[bytes]:
+    return [part.strip(b" \t") for value in values if b"," in value for part in value.split(b",")]
+
+
+def _spread(values: Sequence[bytes]) -> list[Alternative]:
     found = []
     if len(values) > 1:
         found.append(Alternative("headers_joined", [b",".join(values)]))
         found.append(Alternative("headers_joined", [b", ".join(values)]))
         found += [Alternative("headers_single", [value]) for value in dict.fromkeys(values)]
-    parts = [part.strip(b" \t") for value in values if b"," in value for part in value.split(b",")]
-    if parts:
+    if parts := _parts(values):
         found.append(Alternative("headers_split", [*values, *parts]))
     return found
 
 
-def _hosts(values: list[bytes]) -> list[bytes]:
+def _hosts(values: Sequence[bytes]) -> list[bytes]:
     bare = [value.rpartition(b":")[0] or value for value in values]
-    return [v.lower() for v in values] + bare + [v.lower() for v in bare]
+    return [*values, *(v.lower() for v in values), *bare, *(v.lower() for v in bare)]

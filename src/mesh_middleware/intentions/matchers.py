@@ -10,6 +10,8 @@ Source: reference 5.4 and 12; RE2 syntax, full match, on bytes (Latin-1), as Env
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -108,20 +110,20 @@ class PathTable:
         if permission.path_test in ("exact", "prefix") and not paths.PLAIN.fullmatch(text):
             self._odd.append((text, index))
 
-    def chain(self, method: bytes, path: bytes) -> tuple[Step, ...]:
+    def chain(self, method: bytes, view: paths.Reading) -> tuple[Step, ...]:
         """
         List the permissions that may decide, in order.
 
         Args:
             method: request method.
-            path: one reading of the path.
+            view: one reading of the path; rules that are not plain are read that way too.
 
         Returns:
             Permissions whose method and path match, up to the first that asks no more.
         """
         name = method.decode("latin-1")
         found = []
-        for index in sorted(self._match(path)):
+        for index in sorted(set(self._match(view))):
             methods = self.permissions[index].methods
             if methods and name not in methods:
                 continue
@@ -130,14 +132,26 @@ class PathTable:
                 break
         return tuple(found)
 
-    def _match(self, path: bytes) -> list[int]:
+    def _match(self, view: paths.Reading) -> list[int]:
+        path = view.path
         found = [*self._any, *self._exact.get(path, ())]
+        if self._odd and view.name not in ("raw", "normalized"):
+            found += self._match_odd(view)
         if self._set is not None:
             hits = self._set(path)
             if hits is not None:
                 return found + hits
         found += [index for prefix, index in self._prefixes if path.startswith(prefix)]
         return found + [index for regex, index in self._regexes if regex(path)]
+
+    def _match_odd(self, view: paths.Reading) -> list[int]:
+        found = []
+        for text, index in self._odd:
+            read = paths.read_as(view.name, text)
+            exact = self.permissions[index].path_test == "exact"
+            if view.path == read if exact else view.path.startswith(read):
+                found.append(index)
+        return found
 
 
 def _step(index: int, permission: Permission) -> Step:
@@ -204,6 +218,45 @@ def regex_flaw(pattern: str) -> Flaw | None:
     if compiled.programsize > MAX_PROGRAM_SIZE:
         return Flaw(Reason.PATTERN_TOO_LARGE, f"a pattern of {compiled.programsize} instructions")
     return None
+
+
+def envoy_refuses(permissions: Sequence[Permission], default_allow: bool) -> Flaw | None:
+    """
+    Tell whether Envoy would refuse the whole configuration for one of these permissions.
+
+    A permission that Consul leaves out of the rules does no harm: those after the last one whose
+    action differs from the default.
+
+    Source: reference 5.3 and 12.
+    """
+    kept = False
+    for permission in reversed(permissions):
+        kept = kept or permission.flaw is not None or permission.allow is not default_allow
+        flaw = permission_flaw(permission) if kept else None
+        if flaw is not None and flaw.everyone:
+            return flaw
+    return None
+
+
+_SIMPLE = re.compile(r"\^[A-Za-z0-9_./:-]*(?:\[\^/\]\+[A-Za-z0-9_./:-]*)+\$")
+
+
+def full_match(pattern: str) -> Test | None:
+    """
+    Compile a pattern of a source; ``None`` when it cannot be.
+
+    Names with nothing but dots in them need no engine: `re` reads those as RE2 does.
+    """
+    if _SIMPLE.fullmatch(pattern):
+        match = re.compile(pattern.encode()).fullmatch
+        return lambda text: match(text) is not None
+    return None if regex_flaw(pattern) else compile_regex(pattern)
+
+
+def source_flaw(pattern: str) -> Flaw | None:
+    """Tell why the pattern of a source cannot be used: then it is about nobody knows whom."""
+    flaw = None if _SIMPLE.fullmatch(pattern) else regex_flaw(pattern)
+    return dataclasses.replace(flaw, everyone=True) if flaw else None
 
 
 def permission_flaw(permission: Permission) -> Flaw | None:

@@ -140,6 +140,26 @@ class Intention:
 
 
 @dataclass(frozen=True, slots=True)
+class Normalization:
+    """
+    How proxies of this mesh normalize requests: the mesh entry's request normalization.
+
+    Args:
+        paths: whether paths are normalized; Consul's default since 1.20.1.
+        merge_slashes: whether repeated slashes are merged afterwards.
+        escaped_slashes: what is done first about ``%2f`` and ``%5c``.
+        underscores: what is done about ``_`` in header names.
+
+    Source: Consul, mesh config entry, ``HTTP.Incoming.RequestNormalization`` (reference 5.6).
+    """
+
+    paths: bool = True
+    merge_slashes: bool = False
+    escaped_slashes: Literal["keep", "reject", "redirect", "unescape"] = "keep"
+    underscores: Literal["allow", "reject", "drop"] = "allow"
+
+
+@dataclass(frozen=True, slots=True)
 class Decision:
     """
     The verdict on one request, or one connection.

@@ -16,9 +16,11 @@ Source: reference 5.6 and 12.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
+
+from .model import Normalization
 
 WORDS = {
     "raw": "the path as it was sent",
@@ -37,9 +39,11 @@ PLAIN = re.compile(rb"(?:/(?!\.\.?(?:/|\Z))[A-Za-z0-9._~!$&'()*+,=:@-]+)*/?")
 """Paths that every layer reads the same way."""
 
 _ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})")
+_BROKEN_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _ESCAPED_SLASH = re.compile(rb"%(2[fF]|5[cC])")
 _ENCODED = re.compile(rb"[ \"<>^`{|}]")
 _UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
+_DOT_PARAMS = re.compile(rb"(?<=/)(\.\.?);[^/]*")
 _PARAMS = re.compile(rb";[^/]*")
 _SLASHES = re.compile(rb"//+")
 
@@ -51,12 +55,40 @@ class Reading(NamedTuple):
     path: bytes
 
 
+def envoy_path(path: bytes, options: Normalization) -> bytes | None:
+    """
+    Find the path that Envoy's rules see.
+
+    Args:
+        path: raw path, without query.
+        options: what Envoy is told to normalize.
+
+    Returns:
+        The path; ``None`` when the request is refused, or answered with a redirect.
+
+    Source: reference 5.6; escaped slashes first, merged slashes last.
+    """
+    if options.escaped_slashes != "keep" and _ESCAPED_SLASH.search(path):
+        if options.escaped_slashes != "unescape":
+            return None
+        path = decode_slashes(path)
+    if options.paths:
+        if _has_nul(path):
+            return None
+        path = normalize(path)
+    return merge_slashes(path) if options.merge_slashes else path
+
+
+def _has_nul(path: bytes) -> bool:
+    return b"%00" in path
+
+
 def normalize(path: bytes) -> bytes:
     """
     Normalize a path as Envoy does by default.
 
     Args:
-        path: raw path, without query.
+        path: raw path, without query, beginning with a slash.
 
     Returns:
         Dot segments resolved, escapes of unreserved characters decoded, ``\\`` as ``/``, some raw
@@ -66,7 +98,12 @@ def normalize(path: bytes) -> bytes:
     """
     if PLAIN.fullmatch(path):
         return path
-    path = _ESCAPE.sub(_decode_unreserved, path).replace(b"\\", b"/")
+    path = _DOT_PARAMS.sub(rb"\1", path)
+    if _BROKEN_ESCAPE.search(path):
+        path = _decode_around_broken(path)
+    else:
+        path = _ESCAPE.sub(_decode_unreserved, path)
+    path = path.replace(b"\\", b"/")
     path = _ENCODED.sub(lambda found: b"%%%02X" % found[0][0], path)
     return resolve_dots(path)
 
@@ -74,6 +111,38 @@ def normalize(path: bytes) -> bytes:
 def _decode_unreserved(found: re.Match[bytes]) -> bytes:
     value = int(found[1], 16)
     return bytes((value,)) if value in _UNRESERVED else found[0]
+
+
+def _decode_around_broken(path: bytes) -> bytes:
+    """
+    Decode escapes of unreserved characters where some escapes are broken.
+
+    A broken ``%`` whose next characters become hex digits only by decoding, as in ``%2%61``, would
+    turn into a new escape: it is encoded to ``%25`` then.
+    """
+    out = bytearray()
+    broken, place = -4, 0
+    while place < len(path):
+        found = _ESCAPE.match(path, place)
+        if found is None:
+            if path[place] == 0x25:
+                broken = len(out)
+            out.append(path[place])
+            place += 1
+            continue
+        place = found.end()
+        read = _decode_unreserved(found)
+        out += read
+        if len(read) == 1 and broken >= len(out) - 3:
+            _mend_nested(out, broken, path[place : place + 1])
+    return bytes(out)
+
+
+def _mend_nested(out: bytearray, broken: int, following: bytes) -> None:
+    near = broken == len(out) - 2
+    tail = bytes(out[broken:]) + (following if near else b"")
+    if _ESCAPE.match(tail):
+        out[broken + 1 : broken + 1] = b"25"
 
 
 def resolve_dots(path: bytes) -> bytes:
@@ -113,47 +182,72 @@ def decode_slashes(path: bytes) -> bytes:
     return _ESCAPED_SLASH.sub(lambda found: bytes((int(found[1], 16),)), path)
 
 
-def readings(path: bytes, app: bytes | None = None) -> tuple[Reading, ...]:
+def readings(path: bytes, app: bytes, normal: bytes) -> tuple[Reading, ...]:
     """
-    List the distinct readings of a path, simplest first.
+    List the distinct readings of a path, Envoy's first.
 
     Args:
         path: raw path, without query.
-        app: path the server handed to the application, when it is not simply the decoded one.
+        app: path the server handed to the application.
+        normal: path that Envoy's rules see.
 
     Returns:
-        At least one reading; only ``raw`` when the path is plain.
+        At least one reading; each has the shortest of its names.
     """
-    if PLAIN.fullmatch(path) and (app is None or app == path):
-        return (Reading("raw", path),)
-    found: dict[bytes, str] = {}
-    for name, base in _bases(path, app):
+    found: dict[bytes, str] = {normal: "normalized"}
+    bases = {"raw": path, "decoded": decode(path), "slashes_decoded": decode_slashes(path)}
+    for name, base in {"normalized": normal, **bases, "app": app}.items():
         for words, read in _transformed(base):
             label = "+".join((name, *words))
-            if read not in found or label.count("+") < found[read].count("+"):
+            if label.count("+") < found.setdefault(read, label).count("+"):
                 found[read] = label
     return tuple(Reading(name, read) for read, name in found.items())
 
 
-def _bases(path: bytes, app: bytes | None) -> Iterator[tuple[str, bytes]]:
-    yield "normalized", normalize(path)
-    yield "raw", path
-    yield "decoded", decode(path)
-    if app is not None:
-        yield "app", app
-    yield "slashes_decoded", decode_slashes(path)
+def read_as(name: str, path: bytes) -> bytes:
+    """
+    Read another path, a rule's, in the way that *name* says.
+
+    Args:
+        name: of a `Reading`.
+        path: path of a rule, as it stands in the intention.
+    """
+    for word in name.split("+"):
+        path = _TRANSFORMATIONS[word](path)
+    return path
+
+
+def _same(path: bytes) -> bytes:
+    return path
+
+
+def _unslash(path: bytes) -> bytes:
+    return path.replace(b"\\", b"/")
+
+
+_TRANSFORMATIONS: dict[str, Callable[[bytes], bytes]] = {
+    "raw": _same,
+    "normalized": _same,
+    "decoded": decode,
+    "app": decode,
+    "slashes_decoded": decode_slashes,
+    "backslashes": _unslash,
+    "params_cut": cut_params,
+    "dots_resolved": resolve_dots,
+    "slashes_merged": merge_slashes,
+}
 
 
 def _transformed(base: bytes) -> Iterator[tuple[tuple[str, ...], bytes]]:
     for words, path in _straightened(base):
         yield words, path
-        dots = resolve_dots(path)
-        merged = merge_slashes(path)
-        yield (*words, "dots_resolved"), dots
-        yield (*words, "slashes_merged"), merged
-        both = (*words, "dots_resolved", "slashes_merged")
-        yield both, merge_slashes(dots)
-        yield both, resolve_dots(merged)
+        dots, merged = resolve_dots(path), merge_slashes(path)
+        if dots is not path:
+            yield (*words, "dots_resolved"), dots
+            yield (*words, "dots_resolved", "slashes_merged"), merge_slashes(dots)
+        if merged is not path:
+            yield (*words, "slashes_merged"), merged
+            yield (*words, "slashes_merged", "dots_resolved"), resolve_dots(merged)
 
 
 def _straightened(base: bytes) -> Iterator[tuple[tuple[str, ...], bytes]]:
@@ -161,7 +255,6 @@ def _straightened(base: bytes) -> Iterator[tuple[tuple[str, ...], bytes]]:
     if b";" in base:
         yield ("params_cut",), cut_params(base)
     if b"\\" in base:
-        slashed = base.replace(b"\\", b"/")
-        yield ("backslashes",), slashed
+        yield ("backslashes",), _unslash(base)
         if b";" in base:
-            yield ("backslashes", "params_cut"), cut_params(slashed)
+            yield ("backslashes", "params_cut"), cut_params(_unslash(base))

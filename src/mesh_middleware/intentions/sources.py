@@ -6,21 +6,30 @@ and the rules Envoy is given. Knows nothing of requests.
 
 Theory: a source is found under three keys: its own name, any name in its namespace, any namespace.
 By *first match* the one of highest precedence decides alone. Envoy gets a list of alternatives
-instead: each intention minus the more specific ones above it. The two differ for a source that a
-broad intention of high precedence and an exact one of low precedence are both about.
+instead: each intention minus the more specific ones above it, as regular expressions on the SPIFFE
+ID in which names stand unescaped. The two differ for a source that a broad intention of high
+precedence and an exact one of low precedence are both about, and for *odd* names, whose characters
+mean something in a regular expression.
 
-Source: reference 4.2, 5.1, 5.2.
+Source: reference 4.2, 5.1, 5.2, 12.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from ..identity import ServiceId
 from .model import WILDCARD, Intention, order
 
 Key = tuple[str, str, str]
 """Name, namespace and partition of a source."""
+
+Groups = Mapping[Key, Intention]
+"""Of each source the intention of highest precedence: the only one that counts."""
+
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_-]+|\*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,17 +46,32 @@ class Candidates:
     envoy: tuple[Intention, ...]
 
     @property
+    def simple(self) -> bool:
+        """Whether precedence and Envoy's rules ask the same intention, or none."""
+        return self.envoy == (() if self.first is None else (self.first,))
+
+    @property
     def all(self) -> tuple[Intention, ...]:
         """Every intention that has a say in any reading."""
         if self.first is None or self.first in self.envoy:
             return self.envoy
         return (self.first, *self.envoy)
 
+    def strict(self, cautious: bool) -> tuple[Intention | None, ...]:
+        """
+        List those all of which have to allow a request; ``None`` stands for the default.
 
-Groups = Mapping[Key, tuple[Intention, ...]]
+        Args:
+            cautious: whether the default is, or could be, allow: then whatever Envoy's rules
+                deny is denied too. Under a default of deny, what the first allows they allow.
+        """
+        if self.simple or (not cautious and self.first in self.envoy):
+            return (self.first,)
+        others = tuple(item for item in self.envoy if item is not self.first)
+        return (self.first, *(others or (None,)))
 
 
-def group(intentions: Iterable[Intention]) -> dict[Key, tuple[Intention, ...]]:
+def group(intentions: Iterable[Intention]) -> dict[Key, Intention]:
     """
     Index intentions by source.
 
@@ -56,43 +80,119 @@ def group(intentions: Iterable[Intention]) -> dict[Key, tuple[Intention, ...]]:
             are of other trust domains and a name alone proves nothing.
 
     Returns:
-        For each source its intentions, highest precedence first.
+        For each source the intention of highest precedence.
     """
-    found: dict[Key, list[Intention]] = {}
+    found: dict[Key, Intention] = {}
     for intention in intentions:
-        if not intention.peer:
-            found.setdefault(intention.key, []).append(intention)
-    for items in found.values():
-        if len(items) > 1:
-            items.sort(key=order)
-    return {key: tuple(items) for key, items in found.items()}
+        if intention.peer:
+            continue
+        key = (intention.source, intention.namespace, intention.partition)
+        known = found.setdefault(key, intention)
+        if known is not intention and order(intention) < order(known):
+            found[key] = intention
+    return found
 
 
-def keys_of(name: str, namespace: str, partition: str) -> tuple[Key, Key, Key]:
+def keys_of(source: ServiceId) -> tuple[Key, Key, Key]:
     """List the keys a source is found under, most specific first."""
     return (
-        (name, namespace, partition),
-        (WILDCARD, namespace, partition),
-        (WILDCARD, WILDCARD, partition),
+        (source.name, source.namespace, source.partition),
+        (WILDCARD, source.namespace, source.partition),
+        (WILDCARD, WILDCARD, source.partition),
     )
 
 
-def candidates(groups: Groups, keys: Iterable[Key]) -> Candidates:
+def odd(groups: Groups) -> tuple[Intention, ...]:
+    """Find the intentions whose source means more to Envoy than its characters."""
+    plain = _PLAIN_NAME.fullmatch
+    return tuple(
+        intention
+        for key, intention in groups.items()
+        if not (plain(key[0]) and plain(key[1]) and plain(key[2]))
+    )
+
+
+def pattern(intention: Intention, trust_domain: str) -> str:
     """
-    Choose the intentions that may decide for a source.
+    Write the regular expression Envoy matches SPIFFE IDs with.
+
+    Source: reference 5.2, "Source patterns"; full match, names unescaped.
+    """
+    partition = "" if intention.partition == "default" else f"/ap/{intention.partition}"
+    namespace = "[^/]+" if intention.namespace == WILDCARD else intention.namespace
+    name = "[^/]+" if intention.source == WILDCARD else intention.source
+    return f"^spiffe://{trust_domain}{partition}/ns/{namespace}/dc/[^/]+/svc/{name}$"
+
+
+def candidates(groups: Groups, source: ServiceId) -> Candidates:
+    """
+    Choose the intentions that may decide for a source, where no name is odd.
 
     Args:
         groups: result of `group`.
-        keys: result of `keys_of` for the source.
+        source: who calls.
     """
-    found = [groups[key][0] for key in dict.fromkeys(keys) if key in groups]
+    found = [groups[key] for key in dict.fromkeys(keys_of(source)) if key in groups]
     found.sort(key=order)
-    kept = tuple(
+    return Candidates(found[0] if found else None, standing(found))
+
+
+def odd_candidates(
+    groups: Groups, source: ServiceId, matches: Callable[[Intention], bool]
+) -> Candidates:
+    """
+    Choose the intentions that may decide for a source, where some name is odd.
+
+    Args:
+        matches: tells whether Envoy takes the source for an intention's.
+    """
+    first = candidates(groups, source).first
+    return Candidates(first, standing(sorted(filter(matches, groups.values()), key=order)))
+
+
+def configured(
+    groups: Groups, wanted: Iterable[Intention], default_allow: bool, *, tcp: bool
+) -> Iterator[Intention]:
+    """
+    Tell which of *wanted* appear in Envoy's rules: as rules, or subtracted from broader ones.
+
+    Args:
+        default_allow: the default policy; intentions equal to it are no rules.
+        tcp: whether permissions count as deny.
+
+    Source: reference 5.2, "Intentions equal to the default disappear".
+    """
+
+    def kept(intention: Intention) -> bool:
+        if intention.flaw is not None:
+            return True
+        if intention.allow is None and not tcp:
+            actions = [None if p.flaw else p.allow for p in intention.permissions]
+            return any(action is not default_allow for action in actions)
+        return bool(intention.allow) is not default_allow
+
+    for intention in wanted:
+        below = (other for other in groups.values() if order(other) > order(intention))
+        if kept(intention) or any(_covers(other, intention) and kept(other) for other in below):
+            yield intention
+
+
+def standing(found: list[Intention]) -> tuple[Intention, ...]:
+    """Leave out of *found*, in order, those that a more specific one above is subtracted from."""
+    return tuple(
         lower
         for place, lower in enumerate(found)
-        if not any(_wild(higher) < _wild(lower) for higher in found[:place])
+        if not any(_covers(lower, higher) for higher in found[:place])
     )
-    return Candidates(found[0] if found else None, kept)
+
+
+def _covers(broad: Intention, narrow: Intention) -> bool:
+    return (
+        _wild(narrow) < _wild(broad)
+        and broad.partition == narrow.partition
+        and broad.namespace in (narrow.namespace, WILDCARD)
+        and broad.source in (narrow.source, WILDCARD)
+    )
 
 
 def _wild(intention: Intention) -> int:

@@ -1,0 +1,391 @@
+"""
+The judge of one source: what its intentions say about a request.
+
+Owns the walk through permissions, in one reading and in all of them, and the memory of past
+answers. Knows nothing of how a source is found.
+
+Theory: the path is read in every way (`paths`); each reading gives the *chain* of permissions whose
+method and path match. What is left depends on headers and tokens; where nothing is left, the
+answer is remembered. A header criterion is judged in every reading of the header: it *must* match
+when it does in all of them, it *may* when it does in any. An allowing permission decides when it
+must match, a denying one when it may: so whatever any combination of readings denies is denied, in
+one walk.
+
+Source: reference 5.1 to 5.4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
+from urllib.parse import quote_from_bytes
+
+from . import paths, wire
+from .facts import RequestFacts
+from .headers import HeaderView
+from .jwt import Tokens
+from .matchers import HeaderTest, PathTable, Step
+from .model import Decision, Intention, JwtDemand, Normalization, decision
+from .reasons import Reason
+from .sources import Candidates
+
+ReadingName = Literal["strict", "envoy"]
+
+MEMORY = 1024
+"""Answers remembered per source; a memory that is full starts again."""
+
+MAX_REMEMBERED = 1024
+"""Longest path, in bytes, whose answer is remembered."""
+
+MAX_AMBIGUOUS = 8192
+"""Longest path, in bytes, that is read in more than one way: longer ones are refused."""
+
+WORDS = {
+    "precedence": "by precedence alone: the highest intention decides",
+    "envoy_rules": "by the rules Envoy is given: what any intention left standing says",
+    "jwt": "a token demanded under a default of allow: Envoy does not enforce it",
+    "too_long": f"a path that is not plain, of more than {MAX_AMBIGUOUS} bytes",
+}
+"""Names of readings that concern intentions, and what they mean."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What all sources of a policy share."""
+
+    default: Reason
+    reading: ReadingName
+    options: Normalization
+    tokens: Callable[[RequestFacts], Tokens]
+
+
+_REASONS = {
+    True: Reason.INTENTION_ALLOW,
+    False: Reason.INTENTION_DENY,
+    None: Reason.PERMISSIONS_ON_CONNECTION,
+}
+
+
+class Branch(NamedTuple):
+    """One intention, or the default, and the permissions that some readings of a path lead to."""
+
+    readings: tuple[str, ...]
+    intention: Intention | None
+    steps: tuple[Step, ...]
+
+
+class Verdict(NamedTuple):
+    """What a branch says; *doubts* name the readings that made it stricter."""
+
+    allowed: bool
+    reason: Reason
+    permission: int | None = None
+    doubts: frozenset[str] = frozenset()
+
+
+class Outcome(NamedTuple):
+    """What a path leads to: the branches that decide, and what Envoy's rules would ask."""
+
+    branches: tuple[Branch, ...]
+    envoy: tuple[Branch, ...]
+
+    @property
+    def final(self) -> bool:
+        """Whether neither headers nor tokens matter any more."""
+        return not any(
+            (branch.intention is not None and branch.intention.jwt)
+            or any(step.headers or step.jwt for step in branch.steps)
+            for branch in (*self.branches, *self.envoy)
+        )
+
+
+class Request:
+    """What walking needs of one request: its headers and tokens, each read at most once."""
+
+    __slots__ = ("_facts", "_terms", "_tokens", "_view", "claims")
+
+    def __init__(self, facts: RequestFacts, terms: Terms) -> None:
+        self._facts = facts
+        self._terms = terms
+        self._view: HeaderView | None = None
+        self._tokens: Tokens | None = None
+        self.claims: dict[str, Mapping[str, Any]] = {}
+
+    @property
+    def view(self) -> HeaderView:
+        """The headers."""
+        if self._view is None:
+            self._view = HeaderView(self._facts, self._terms.options)
+        return self._view
+
+    def unmet(self, demands: Sequence[JwtDemand], *, lenient: bool = False) -> Reason | None:
+        """
+        Tell why no token satisfies any of *demands*; ``None`` when one does, or none is made.
+
+        Args:
+            lenient: whether tokens are judged as Envoy does, not as we do.
+        """
+        if not demands:
+            return None
+        if self._tokens is None:
+            self._tokens = self._terms.tokens(self._facts)
+        found = self._tokens.satisfy(demands, lenient=lenient)
+        if isinstance(found, Reason):
+            return found
+        self.claims.update(found)
+        return None
+
+
+class Program:
+    """
+    Judges the requests of one source.
+
+    Args:
+        found: the intentions that have a say.
+        terms: what all sources share.
+        tables: permissions of each intention in *found* that has some, by `id`.
+        connection: whether connections are judged, where permissions count as denials.
+    """
+
+    __slots__ = ("_connection", "_memory", "_tables", "_terms", "decision", "found")
+
+    def __init__(
+        self,
+        found: Candidates,
+        terms: Terms,
+        tables: Mapping[int, PathTable],
+        *,
+        connection: bool = False,
+    ) -> None:
+        self.found = found
+        self._connection = connection
+        self._terms = terms
+        self._tables = tables
+        self._memory: dict[object, Decision | Outcome] = {}
+        self.decision: Decision | None = self._beforehand()
+
+    def _beforehand(self) -> Decision | None:
+        """Decide now, where no request matters."""
+        if not self._connection and any(i.allow is None or i.jwt for i in self.found.all):
+            return None
+        nowhere = paths.Reading("normalized", b"/")
+        return self._conclude(self._outcome(b"GET", (nowhere,), nowhere), None)
+
+    def judge(self, facts: RequestFacts) -> Decision:
+        """Decide about one request of this source."""
+        key = facts.key
+        outcome = self._memory.get(key)
+        if outcome is None:
+            outcome = self._read_path(facts)
+            self._remember(key, facts, outcome)
+        if type(outcome) is Outcome:
+            return self._conclude(outcome, Request(facts, self._terms))
+        assert isinstance(outcome, Decision)
+        return outcome
+
+    def _remember(self, key: object, facts: RequestFacts, outcome: Decision | Outcome) -> None:
+        target = facts.target
+        if len(facts.path if target is None else target) > MAX_REMEMBERED:
+            return
+        if len(self._memory) >= MEMORY:
+            self._memory.clear()
+        self._memory[key] = outcome
+
+    def _read_path(self, facts: RequestFacts) -> Decision | Outcome:
+        method = facts.method
+        if method not in wire.METHODS:
+            return decision(Reason.UNSOUND_METHOD, detail=repr(method[:100]))
+        path, app = self._paths_of(facts)
+        normal = paths.envoy_path(path, self._terms.options) if path is not None else None
+        if path is None or normal is None:
+            return decision(Reason.UNSOUND_TARGET, detail=repr((facts.target or app)[:200]))
+        first = paths.Reading("normalized", normal)
+        views: tuple[paths.Reading, ...] = (first,)
+        if self._terms.reading == "strict" and not (paths.PLAIN.fullmatch(path) and app == path):
+            if len(path) > MAX_AMBIGUOUS:
+                return decision(Reason.UNSOUND_TARGET, readings=("too_long",))
+            views = paths.readings(path, app, normal)
+        outcome = self._outcome(method, views, first)
+        return self._conclude(outcome, Request(facts, self._terms)) if outcome.final else outcome
+
+    def _paths_of(self, facts: RequestFacts) -> tuple[bytes | None, bytes]:
+        """Find the raw path, and the one the application routes by; the former may be unsound."""
+        app = facts.path
+        target = facts.target
+        if target is None:
+            if not app.startswith(b"/") or b"\0" in app:
+                return None, app
+            return quote_from_bytes(app, safe="/!$&'()*+,;=:@").encode(), app
+        parts = wire.split_target(target)
+        return (parts.path if parts is not None else None), app
+
+    def _outcome(
+        self, method: bytes, views: Sequence[paths.Reading], normal: paths.Reading
+    ) -> Outcome:
+        found, terms = self.found, self._terms
+        envoy = self._branches(found.envoy, method, (normal,))
+        if terms.reading == "envoy":
+            return Outcome(envoy, envoy)
+        cautious = terms.default is not Reason.DEFAULT_DENY
+        branches = self._branches(found.strict(cautious), method, views)
+        return Outcome(branches, () if found.simple else envoy)
+
+    def _branches(
+        self,
+        intentions: Sequence[Intention | None],
+        method: bytes,
+        views: Sequence[paths.Reading],
+    ) -> tuple[Branch, ...]:
+        found = []
+        for intention in intentions:
+            chains: dict[tuple[Step, ...], list[str]] = {}
+            table = self._tables.get(id(intention))
+            for view in views:
+                steps = table.chain(method, view) if table is not None else ()
+                chains.setdefault(steps, []).append(view.name)
+            found += [Branch(tuple(names), intention, steps) for steps, names in chains.items()]
+        return tuple(found)
+
+    def _conclude(self, outcome: Outcome, request: Request | None) -> Decision:
+        if self._terms.reading == "envoy":
+            return self._conclude_envoy(outcome.envoy, request)
+        verdicts = [self._walk(branch, request, doubt=True) for branch in outcome.branches]
+        refused = next((place for place, v in enumerate(verdicts) if not v.allowed), None)
+        if refused is not None:
+            return self._refuse(outcome, verdicts, refused, request)
+        branch, verdict = outcome.branches[0], verdicts[0]
+        answer = decision(verdict.reason, branch.intention, verdict.permission)
+        if request is not None and request.claims:
+            answer = replace(answer, claims=request.claims)
+        return answer
+
+    def _conclude_envoy(self, branches: Sequence[Branch], request: Request | None) -> Decision:
+        """Find the rule that fires: one that differs from the default. Without any, the default."""
+        default = self._terms.default
+        verdicts = [self._walk(branch, request, doubt=False) for branch in branches]
+        for branch, verdict in zip(branches, verdicts, strict=True):
+            if verdict.allowed is not default.allows:
+                answer = decision(verdict.reason, branch.intention, verdict.permission)
+                if request is not None and request.claims and answer.allowed:
+                    answer = replace(answer, claims=request.claims)
+                return answer
+        if not branches:
+            return decision(default)
+        return decision(verdicts[0].reason, branches[0].intention, verdicts[0].permission)
+
+    def _refuse(
+        self,
+        outcome: Outcome,
+        verdicts: Sequence[Verdict],
+        refused: int,
+        request: Request | None,
+    ) -> Decision:
+        """Tell whether it is plainly denied, or only in some readings, and name these."""
+        branch, verdict = outcome.branches[refused], verdicts[refused]
+        names = self._differing(outcome, verdicts, request)
+        if not names:
+            return decision(verdict.reason, branch.intention, verdict.permission)
+        return decision(
+            Reason.READINGS_DIFFER,
+            branch.intention,
+            verdict.permission,
+            readings=names,
+            detail=verdict.reason.value,
+        )
+
+    def _differing(
+        self, outcome: Outcome, verdicts: Sequence[Verdict], request: Request | None
+    ) -> tuple[str, ...]:
+        names: dict[str, None] = {}
+        plain = [self._walk(branch, request, doubt=False) for branch in outcome.branches]
+        for intention in dict.fromkeys(branch.intention for branch in outcome.branches):
+            own = [n for n, branch in enumerate(outcome.branches) if branch.intention is intention]
+            some = any(plain[n].allowed for n in own)
+            for n in own:
+                if plain[n].allowed and not verdicts[n].allowed:
+                    names.update(dict.fromkeys(sorted(verdicts[n].doubts)))
+                elif some and not plain[n].allowed:
+                    names.update(dict.fromkeys(outcome.branches[n].readings))
+            if not some and any(verdict.allowed for verdict in plain):
+                first = intention is self.found.first
+                names["precedence" if first else "envoy_rules"] = None
+        if not names and outcome.envoy and self._conclude_envoy(outcome.envoy, request).allowed:
+            names["precedence"] = None
+        return tuple(names)
+
+    def _walk(self, branch: Branch, request: Request | None, *, doubt: bool) -> Verdict:
+        """
+        Find what decides in one branch.
+
+        Args:
+            doubt: whether what any reading of headers denies is denied, and tokens are always
+                enforced; else Envoy's reading alone counts.
+        """
+        intention, default = branch.intention, self._terms.default
+        if intention is None:
+            return Verdict(default.allows, default)
+        if self._connection or intention.allow is not None:
+            reason = _REASONS[intention.allow]
+            return self._with_tokens(Verdict(reason.allows, reason), intention.jwt, request, doubt)
+        doubts: set[str] = set()
+        for step in branch.steps:
+            must, may = _judge_headers(step.headers, request, doubts, doubt)
+            if must if step.allow else may:
+                reason = Reason.PERMISSION_ALLOW if step.allow else Reason.PERMISSION_DENY
+                verdict = Verdict(step.allow, reason, step.index, frozenset(doubts))
+                for demands in (intention.jwt, step.jwt):
+                    verdict = self._with_tokens(verdict, demands, request, doubt)
+                return verdict
+        verdict = Verdict(default.allows, default, None, frozenset(doubts))
+        if not doubt:
+            return verdict
+        return self._with_tokens(verdict, intention.jwt, request, doubt)
+
+    def _with_tokens(
+        self,
+        verdict: Verdict,
+        demands: Sequence[JwtDemand],
+        request: Request | None,
+        doubt: bool,
+    ) -> Verdict:
+        """Put the demand for a token to a verdict; see reference 5.3, "JWT in RBAC"."""
+        if not demands or request is None:
+            return verdict
+        default = self._terms.default
+        if doubt:
+            if not verdict.allowed:
+                return verdict._replace(doubts=verdict.doubts | {"jwt"})
+            unmet = request.unmet(demands)
+            if unmet is None:
+                return verdict
+            return Verdict(False, unmet, verdict.permission, verdict.doubts | {"jwt"})
+        if verdict.allowed is default.allows:
+            return verdict
+        unmet = request.unmet(demands, lenient=True)
+        if unmet is None:
+            return verdict
+        return Verdict(default.allows, default if default.allows else unmet, verdict.permission)
+
+
+def _judge_headers(
+    tests: Sequence[HeaderTest], request: Request | None, doubts: set[str], doubt: bool
+) -> tuple[bool, bool]:
+    """Tell whether all tests pass in every reading, and whether they do in any."""
+    if not tests:
+        return True, True
+    assert request is not None
+    must = may = True
+    for test in tests:
+        read = request.view.alternatives(test.name)
+        every = some = first = test.matches(read[0].values)
+        if doubt and len(read) > 1:
+            for alternative in read:
+                result = test.matches(alternative.values)
+                if result is not first:
+                    doubts.add(alternative.name)
+                every, some = every and result, some or result
+        must, may = must and every, may and some
+        if not may:
+            return False, False
+    return must, may

@@ -1,0 +1,328 @@
+"""
+A request's head as Envoy reads it: what it refuses outright, and what its rules then see.
+
+Owns the HTTP/1.1 codec's and connection manager's part of a verdict: methods, targets, header
+syntax, limits, joined and dropped headers, upgrades. Requests it refuses are refused whatever the
+policy says. Knows nothing of rules.
+
+Source: every line observed on Envoy 1.40, configured as Consul 1.21 does; the differential tests
+hold it to that (reference 12).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from . import paths
+from .model import Normalization
+from .reasons import Reason
+
+Header = tuple[bytes, bytes]
+
+METHODS = frozenset(
+    b"ACL BIND CHECKOUT COPY DELETE GET HEAD LINK LOCK MERGE MKACTIVITY MKCALENDAR MKCOL MOVE"
+    b" MSEARCH NOTIFY OPTIONS PATCH POST PROPFIND PROPPATCH PURGE PUT REBIND REPORT SEARCH SOURCE"
+    b" SUBSCRIBE TRACE UNBIND UNLINK UNLOCK UNSUBSCRIBE".split()
+)
+"""Methods that reach the rules. CONNECT is known too, but has no route on a public listener."""
+
+MAX_HEAD = 61_440
+"""Bytes of request line and headers together, the blank line included: 60 KiB."""
+
+MAX_HEADERS = 100
+"""Header lines, joined ones counted once, Host included."""
+
+MAX_NOMINATED = 9
+"""Tokens of a ``Connection`` header."""
+
+MAX_NOMINATED_TE = 255
+"""Bytes of a TE header that ``Connection`` names."""
+
+JOINED = frozenset(
+    b"accept accept-encoding access-control-request-headers access-control-request-method"
+    b" authorization cache-control cdn-loop connection content-encoding content-length"
+    b" content-type expect grpc-accept-encoding grpc-timeout host if-match if-modified-since"
+    b" if-none-match if-range if-unmodified-since keep-alive origin pragma proxy-connection"
+    b" proxy-status referer te transfer-encoding upgrade user-agent via x-client-trace-id"
+    b" x-envoy-attempt-count x-envoy-decorator-operation x-envoy-downstream-service-cluster"
+    b" x-envoy-downstream-service-node x-envoy-expected-rq-timeout-ms x-envoy-external-address"
+    b" x-envoy-force-trace x-envoy-hedge-on-per-try-timeout x-envoy-internal"
+    b" x-envoy-ip-tags x-envoy-is-timeout-retry x-envoy-max-retries x-envoy-original-host"
+    b" x-envoy-original-path x-envoy-original-url x-envoy-retriable-header-names"
+    b" x-envoy-retriable-status-codes x-envoy-retry-grpc-on x-envoy-retry-on"
+    b" x-envoy-upstream-alt-stat-name x-envoy-upstream-rq-per-try-timeout-ms"
+    b" x-envoy-upstream-rq-timeout-alt-response x-envoy-upstream-rq-timeout-ms"
+    b" x-envoy-upstream-stream-duration-ms x-forwarded-client-cert x-forwarded-for"
+    b" x-forwarded-host x-forwarded-port x-forwarded-proto x-request-id".split()
+)
+"""Headers whose repeats the codec joins by a comma, empty values dropped."""
+
+UNSEEN = frozenset(
+    b"keep-alive proxy-connection transfer-encoding x-envoy-expected-rq-timeout-ms"
+    b" x-envoy-force-trace x-envoy-hedge-on-per-try-timeout x-envoy-internal x-envoy-ip-tags"
+    b" x-envoy-max-retries x-envoy-original-url x-envoy-retriable-header-names"
+    b" x-envoy-retriable-status-codes x-envoy-retry-grpc-on x-envoy-retry-on"
+    b" x-envoy-upstream-alt-stat-name x-envoy-upstream-rq-per-try-timeout-ms"
+    b" x-envoy-upstream-rq-timeout-alt-response x-envoy-upstream-rq-timeout-ms"
+    b" x-envoy-upstream-stream-duration-ms".split()
+)
+"""Headers that no rule ever sees: hop-by-hop ones, and Envoy's own from outside."""
+
+ADDED = {
+    b"x-request-id": b"00000000-0000-4000-8000-000000000000",
+    b"x-forwarded-proto": b"https",
+    b"x-forwarded-client-cert": b"Hash=" + b"0" * 64,
+}
+"""Headers that the proxy adds when they are absent, with a value of the same kind."""
+
+SPECIAL = JOINED | UNSEEN | frozenset(ADDED) | {b"http2-settings"}
+"""Header names whose values are not simply those on the wire."""
+
+_UNNOMINABLE = frozenset((b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto"))
+_UNNOMINATED = frozenset((b"close", b"http2-settings", b"keep-alive", b"upgrade", b"connection"))
+_NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_BAD_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_HOST = re.compile(rb"[!$-.0-;=@-\[\]_a-z~]*", re.IGNORECASE)
+_ORIGIN = re.compile(rb"/[!\"$-~]*")
+_ABSOLUTE = re.compile(
+    rb"(https?)://(?:[!$-.0-;=A-Z_a-z~]*@)?([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(?::([0-9]+))?"
+    rb"(/[!\"$-~]*)?",
+    re.IGNORECASE,
+)
+
+
+class Refusal(NamedTuple):
+    """Why a head is refused whatever the policy says, with a line for people."""
+
+    reason: Reason
+    detail: str
+
+
+class Target(NamedTuple):
+    """A request target taken apart; *authority* and *scheme* only of an absolute form."""
+
+    path: bytes
+    query: bytes
+    authority: bytes = b""
+    scheme: bytes = b""
+
+
+def split_target(target: bytes) -> Target | None:
+    """
+    Take a request target apart.
+
+    Args:
+        target: as sent.
+
+    Returns:
+        Its parts, *query* with its ``?``; ``None`` when no sound client sends it: not beginning
+        with a slash, or with ``#``, spaces, control or non-ASCII bytes.
+    """
+    authority = scheme = b""
+    if not _ORIGIN.fullmatch(target):
+        found = _ABSOLUTE.fullmatch(target)
+        if found is None or not _sound_authority(found[2], found[3]):
+            return None
+        scheme, target = found[1].lower(), found[4] or b"/"
+        authority = found[2] if found[3] is None else found[2] + b":" + found[3]
+    path, mark, query = target.partition(b"?")
+    return Target(path, mark + query, authority, scheme)
+
+
+def _sound_authority(host: bytes, port: bytes | None) -> bool:
+    if port is not None and (len(port) > 20 or int(port) > 65535):
+        return False
+    if not host.startswith(b"["):
+        return True
+    try:
+        ipaddress.IPv6Address(host[1:-1].decode("ascii"))
+    except ValueError:
+        return False
+    return True
+
+
+def refusal(
+    method: bytes, target: bytes, headers: Sequence[Header], options: Normalization
+) -> Refusal | None:
+    """
+    Tell whether a head is refused before any rule is asked.
+
+    Args:
+        method, target, headers: as they stand on the wire.
+        options: the mesh entry's request normalization.
+
+    Returns:
+        Why it is refused; ``None`` when it reaches the rules.
+    """
+    size = len(method) + len(target) + 14 + sum(len(n) + len(v) + 4 for n, v in headers)
+    if size > MAX_HEAD:
+        return Refusal(Reason.UNSOUND_HEADER, f"a head of {size} bytes")
+    if method not in METHODS:
+        return Refusal(Reason.UNSOUND_METHOD, repr(method))
+    parts = split_target(target)
+    if parts is None or paths.envoy_path(parts.path, options) is None:
+        return Refusal(Reason.UNSOUND_TARGET, repr(target[:200]))
+    lines = read_lines(headers)
+    if isinstance(lines, Refusal):
+        return lines
+    if any(b"_" in name for name, _ in lines):
+        if options.underscores == "reject":
+            return Refusal(Reason.UNSOUND_HEADER, "an underscore in a header name")
+    merged = merge(lines, options)
+    return _refuse_merged(merged, parts)
+
+
+def read_lines(headers: Sequence[Header]) -> list[Header] | Refusal:
+    """
+    Check the syntax of header lines.
+
+    Returns:
+        Names in lower case, values trimmed; or why a line is refused.
+    """
+    lines = []
+    for name, value in headers:
+        name, colon, rest = name.partition(b":")
+        if colon:  # the codec ends the name at the first colon
+            value = rest + b": " + value
+        if not _NAME.fullmatch(name):
+            return Refusal(Reason.UNSOUND_HEADER, f"header name {name[:100]!r}")
+        value = value.replace(b"\r", b"")
+        if _BAD_VALUE.search(value):
+            return Refusal(Reason.UNSOUND_HEADER, f"a control byte in {name.decode()}")
+        lines.append((name.lower(), value.strip(b" \t")))
+    return lines
+
+
+def merge(
+    lines: Sequence[Header], options: Normalization | None = None
+) -> dict[bytes, list[bytes]]:
+    """
+    Collect header lines by name, as the codec does.
+
+    Args:
+        lines: result of `read_lines`.
+        options: of which ``underscores`` may drop names that have one.
+    """
+    merged: dict[bytes, list[bytes]] = {}
+    drop = options is not None and options.underscores == "drop"
+    for name, value in lines:
+        if drop and b"_" in name:
+            continue
+        known = merged.get(name)
+        if known is None:
+            merged[name] = [value]
+        elif name not in JOINED:
+            known.append(value)
+        elif value:
+            known[0] = known[0] + b"," + value if known[0] else value
+    return merged
+
+
+def _refuse_merged(merged: Mapping[bytes, list[bytes]], target: Target) -> Refusal | None:
+    why = ""
+    host = merged.get(b"host", [b""])[0]
+    count = sum(map(len, merged.values()))
+    if count > MAX_HEADERS:
+        why = f"{count} headers"
+    elif not target.authority and (b"host" not in merged or not _HOST.fullmatch(host)):
+        why = f"host {host[:100]!r}" if b"host" in merged else "no host"
+    elif merged.get(b"x-forwarded-proto") == [b""]:
+        why = "an empty x-forwarded-proto"
+    elif not _sound_length(merged):
+        why = "content-length or transfer-encoding"
+    elif upgrades(merged):
+        if _upgrade(merged) not in (b"websocket", b"h2c"):
+            why = "an upgrade to something else than websocket"
+    elif not _sound_connection(merged, target):
+        why = "what connection names"
+    return Refusal(Reason.UNSOUND_HEADER, why) if why else None
+
+
+def _sound_length(merged: Mapping[bytes, list[bytes]]) -> bool:
+    length = merged.get(b"content-length")
+    coding = merged.get(b"transfer-encoding")
+    if coding is not None and (length is not None or coding[0].lower() != b"chunked"):
+        return False
+    if length is None:
+        return True
+    digits = length[0]
+    return digits.isdigit() and len(digits) < 100 and int(digits) < 1 << 64
+
+
+def _tokens(merged: Mapping[bytes, list[bytes]]) -> list[bytes]:
+    lines = merged.get(b"connection", ())
+    return [token for line in lines for item in line.split(b",") if (token := item.strip(b" \t"))]
+
+
+def _sound_connection(merged: Mapping[bytes, list[bytes]], target: Target) -> bool:
+    tokens = [token.lower() for token in _tokens(merged)]
+    if len(tokens) > MAX_NOMINATED:
+        return False
+    if any(token in _UNNOMINABLE or token.startswith(b":") for token in tokens):
+        return False
+    if b"host" in tokens and not target.authority:
+        return False
+    return b"te" not in tokens or len(merged.get(b"te", [b""])[0]) <= MAX_NOMINATED_TE
+
+
+def _upgrade(merged: Mapping[bytes, list[bytes]]) -> bytes:
+    return merged[b"upgrade"][0].lower()
+
+
+def upgrades(merged: Mapping[bytes, list[bytes]]) -> bool:
+    """Tell whether the request asks for an upgrade of its connection."""
+    return b"upgrade" in merged and any(t.lower() == b"upgrade" for t in _tokens(merged))
+
+
+def visible(merged: dict[bytes, list[bytes]]) -> dict[bytes, list[bytes]]:
+    """
+    Find what Envoy's rules see of the headers.
+
+    Args:
+        merged: result of `merge`, Host included.
+
+    Returns:
+        Values by name: what ``Connection`` names and hop-by-hop headers left out, what the proxy
+        adds put in.
+    """
+    seen = dict(merged)
+    asked = upgrades(merged)
+    if asked and _upgrade(merged) == b"h2c":
+        seen.pop(b"http2-settings", None)
+        asked = False
+    if not asked:
+        _sanitize(seen, merged)
+    for name in UNSEEN:
+        seen.pop(name, None)
+    if seen.get(b"expect", [b""])[0].lower() == b"100-continue":
+        del seen[b"expect"]
+    for name, value in ADDED.items():
+        if not seen.get(name, [b""])[0]:
+            seen[name] = [value]
+    return seen
+
+
+def _sanitize(seen: dict[bytes, list[bytes]], merged: Mapping[bytes, list[bytes]]) -> None:
+    for token in _tokens(merged):
+        token = token.lower()
+        if token not in _UNNOMINATED and token not in (b"te", b"host"):
+            seen.pop(token, None)
+    coding = seen.get(b"te")
+    if coding is not None and coding[0]:
+        if b"trailers" in (item.strip(b" \t") for item in coding[0].split(b",")):
+            seen[b"te"] = [b"trailers"]
+        else:
+            del seen[b"te"]
+    seen.pop(b"connection", None)
+    seen.pop(b"upgrade", None)
+
+
+def scheme(target: Target | None, merged: Mapping[bytes, list[bytes]]) -> bytes:
+    """Find what rules on ``:scheme`` see."""
+    if target is not None and target.scheme:
+        return target.scheme
+    forwarded = merged.get(b"x-forwarded-proto", [b"https"])[0].lower()
+    return forwarded if forwarded in (b"http", b"https") else b"https"
