@@ -30,6 +30,9 @@ except ImportError:  # pragma: no cover - the suite runs with httptools, and say
 MAX_HEAD_BYTES = 100 * 1024
 """Longest head, chunk header or trailer. Source: httpcore, ``MAX_INCOMPLETE_EVENT_SIZE``."""
 
+PIECE = 64 * 1024
+"""Bytes parsed at once while the head is not complete, so that its limit holds however it comes."""
+
 _REASON = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
 _NO_ANSWER = "Server disconnected without sending a response."
 _HOST = (b"host", b"x")
@@ -117,6 +120,9 @@ class Reading:
         elif self.switched:
             self.rest += data
         elif data:
+            while len(data) > PIECE and not self.status:
+                self._engine.feed(data[:PIECE])
+                data = data[PIECE:]
             self._engine.feed(data)
             if self.complete:
                 self._engine.close()
@@ -281,9 +287,9 @@ class _Httptools:
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self._reading.status:
             # llhttp keeps blanks after a value; they are no part of it (RFC 9112, 5.1).
-            self._headers.append((name, value.rstrip(b" \t")))
             if len(name) == 17 and name.lower() == b"transfer-encoding":
-                self._coding = value
+                self._coding = value = value.lower()
+            self._headers.append((name, value.rstrip(b" \t")))
 
     def on_headers_complete(self) -> None:
         if self._over:
@@ -305,7 +311,7 @@ class _Httptools:
         if status < 200 or version not in ("1.1", "1.0"):
             raise ValueError("not an answer to an ordinary request")
         if self._coding is not None:
-            if self._coding.lower() != b"chunked":
+            if self._coding != b"chunked":
                 raise ValueError("only one coding is known: chunked")
         else:
             self._to_the_end = not any(

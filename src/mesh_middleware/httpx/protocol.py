@@ -12,6 +12,7 @@ requests has no `reading`: whatever arrives then is nobody's, and ends it.
 from __future__ import annotations
 
 import asyncio
+import select
 from typing import Any, cast
 
 import httpx
@@ -61,6 +62,7 @@ class Connection(asyncio.Protocol):
         self._live = live
         self._failure: Exception | None = None
         self._waiters: list[asyncio.Future[None]] = []
+        self._poll = select.poll()
         self._full = False
         self._reading_paused = False
 
@@ -71,6 +73,7 @@ class Connection(asyncio.Protocol):
         self.transport = cast(asyncio.Transport, transport)
         self.transport.set_write_buffer_limits(HIGH_WATER, LOW_WATER)
         self.retire_at = retirement(transport.get_extra_info("ssl_object"))
+        self._poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
         self._live.add(self)
 
     def data_received(self, data: bytes) -> None:
@@ -117,8 +120,10 @@ class Connection(asyncio.Protocol):
     # -- what callers ask ----------------------------------------------------------------------
 
     def is_usable(self) -> bool:
-        """Whether neither end has closed it."""
-        return not self.transport.is_closing()
+        """Whether neither end has closed it, and nothing came that nobody asked for."""
+        # The loop may not have come round to what the socket has: an end, or a stray answer that
+        # the next request must not be given.
+        return not self.transport.is_closing() and not self._poll.poll(0)
 
     async def exchange(self, outgoing: Outgoing, timeouts: Timeouts) -> Reading:
         """

@@ -5,7 +5,7 @@ Owns the head's bytes and the framing of the body, and refuses whatever would le
 or target smuggle a second request in. The same for sync and async; knows no sockets.
 
 Source: RFC 9110, 5.5 and 5.6.2; RFC 9112, 3, 6 and 7.1. As strict as h11, and stricter about
-control characters and about Content-Length beside Transfer-Encoding.
+control characters; a Content-Length beside Transfer-Encoding is left out, as 6.2 demands.
 """
 
 from __future__ import annotations
@@ -96,12 +96,13 @@ class Outgoing:
         for name, value in request.headers.raw:
             if not _TOKEN.fullmatch(name) or not _VALUE.fullmatch(value):
                 raise httpx.LocalProtocolError(f"Illegal header {name!r}: {_shown(name, value)}")
-            lines.append(b"%b: %b\r\n" % (name, value))
+            line = b"%b: %b\r\n" % (name, value)
+            lines.append(line)
             # By length first: few headers matter here.
             if len(name) == 4 and name.lower() == b"host":
                 hosts += 1
             elif len(name) == 14 and name.lower() == b"content-length":
-                lengths.append(value)
+                lengths.append(line)
             elif len(name) == 17 and name.lower() == b"transfer-encoding":
                 self._chunk(value)
             elif len(name) == 10 and name.lower() == b"connection":
@@ -110,7 +111,10 @@ class Outgoing:
                 self.upgrades = True
         if hosts != 1:
             raise httpx.LocalProtocolError("A request has exactly one Host header")
-        self._measure(lengths)
+        if self._chunked:
+            lines = [line for line in lines if line not in lengths]
+        elif lengths:
+            self._left = _measure(lengths)
         lines.append(b"\r\n")
         return b"".join(lines)
 
@@ -119,14 +123,13 @@ class Outgoing:
             raise httpx.LocalProtocolError("Only one Transfer-Encoding is known: chunked")
         self._chunked = True
 
-    def _measure(self, lengths: list[bytes]) -> None:
-        if not lengths:
-            return
-        if self._chunked:
-            raise httpx.LocalProtocolError("Content-Length beside Transfer-Encoding")
-        if len(set(lengths)) != 1 or not _LENGTH.fullmatch(lengths[0]):
-            raise httpx.LocalProtocolError("bad Content-Length")
-        self._left = int(lengths[0])
+
+def _measure(lines: list[bytes]) -> int:
+    values = {line.partition(b": ")[2].strip() for line in lines}
+    value = values.pop()
+    if values or not _LENGTH.fullmatch(value):
+        raise httpx.LocalProtocolError("bad Content-Length")
+    return int(value)
 
 
 def _demand(rule: re.Pattern[bytes], value: bytes, what: str) -> None:
