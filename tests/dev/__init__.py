@@ -1,0 +1,1 @@
+"""The dev agent's own rules, one by one."""
