@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from mesh_middleware import Mesh, MeshAuthz, MeshAuthzWSGI, Peer, tls
 from mesh_middleware.certificates import read_peer
 from mesh_middleware.config import load_settings
+from mesh_middleware.mesh import set_default_mesh
 
 from .agent import CALLER, PLAIN_CALLER, SERVICE
 from .figures import Figure, Target
@@ -138,12 +139,17 @@ def measure(stage: Stage, chunks: int) -> list[Figure]:
     with Mesh(settings=load_settings(said)) as mesh:
         if not mesh.ready(10):
             raise RuntimeError(f"the mesh is not ready: {mesh.status()['troubles']}")
-        return list(_figures(stage, mesh, chunks))
+        # As on a server: the doors find the process's own mesh, request by request.
+        set_default_mesh(mesh)
+        try:
+            return list(_figures(stage, mesh, chunks))
+        finally:
+            set_default_mesh(None)
 
 
 def _figures(stage: Stage, mesh: Mesh, chunks: int) -> Iterator[Figure]:
-    asgi = (_asgi_app, MeshAuthz(_asgi_app, mesh=mesh), _drive_asgi)
-    wsgi = (_wsgi_app, MeshAuthzWSGI(_wsgi_app, mesh=mesh), _drive_wsgi)
+    asgi = (_asgi_app, MeshAuthz(_asgi_app), _drive_asgi)
+    wsgi = (_wsgi_app, MeshAuthzWSGI(_wsgi_app), _drive_wsgi)
     named = (
         ("ASGI, by identity (L4)", PLAIN_CALLER, asgi, _same(_scope), Target(2.0)),
         ("ASGI, HTTP permissions (L7)", CALLER, asgi, _same(_scope), Target(4.0)),

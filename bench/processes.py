@@ -20,8 +20,12 @@ from typing import Self
 STOP_SECONDS = 8.0
 """Seconds a process gets between being asked to end and being killed."""
 
-_FOREIGN = ("CONSUL_", "MESH_", "COVERAGE_")
+_FOREIGN = ("CONSUL_", "MESH_", "COVERAGE_", "PYTHON")
 """Variables of the caller's shell that would change what is measured."""
+
+BYTECODE = Path(__file__).parent.parent / ".cache" / "bench" / "pycache"
+"""Where programs keep compiled modules: an installation has them, a fresh checkout may not, and
+compiling costs time at the start and megabytes for good."""
 
 
 class Process:
@@ -50,7 +54,7 @@ class Process:
             self._popen = subprocess.Popen(
                 command,
                 cwd=folder,
-                env={**kept, **(variables or {})},
+                env={**kept, "PYTHONPYCACHEPREFIX": str(BYTECODE), **(variables or {})},
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,

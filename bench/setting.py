@@ -37,6 +37,11 @@ ROOT = Path(__file__).parent.parent
 APPS = Path(__file__).parent / "apps"
 PATH = "/rates"
 WORKER_CLASS = "uvloop"
+
+NOT_NEEDED = ("click", "rich", "pygments", "typer", "trio")
+"""Packages that a checkout for development has and a service has not; httpx and httpcore import
+what they find of them."""
+
 START_SECONDS = 30.0
 
 
@@ -96,12 +101,14 @@ class Stage:
         started: owns the processes.
         agent: address of the dev agent.
         trust_domain: of everyone in this run.
+        lean: whether servers started from now on find only what a service has installed.
     """
 
     folder: Path
     started: Processes
     agent: str
     trust_domain: str
+    lean: bool = False
     _number: int = field(default=0, repr=False)
 
     @classmethod
@@ -147,7 +154,14 @@ class Stage:
         head = f'bind = "127.0.0.1:{port}"\nworkers = {workers}\n'
         (folder / "mesh").write_text(f'{head}worker_class = "{WORKER_CLASS}"\n{config}')
         command = [_beside("hypercorn"), "--config", "mesh", f"{APPS / app}.py:app"]
-        return self.started.start(name, command, folder)
+        return self.started.start(name, command, folder, self._leaner() if self.lean else None)
+
+    def _leaner(self) -> dict[str, str]:
+        folder = self.folder / "not-needed"
+        folder.mkdir(exist_ok=True)
+        for name in NOT_NEEDED:
+            (folder / f"{name}.py").write_text('raise ImportError("left out by the bench")\n')
+        return {"PYTHONPATH": str(folder)}
 
     def limit(self, framework: str, *, workers: int = 1) -> Server:
         """Start `limit`."""
