@@ -7,6 +7,7 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib.metadata import entry_points
@@ -17,6 +18,8 @@ import mesh_decision_log
 import pytest
 from mesh_decision_log import DecisionLog, make_plugin, sink
 
+from mesh_middleware import Mesh, Peer
+from mesh_middleware.dev import DevAgent
 from mesh_middleware.identity import parse_spiffe_id
 from mesh_middleware.intentions import HttpFacts, Intention, Reason, decision
 from mesh_middleware.plugins import Plugins
@@ -34,8 +37,19 @@ class Kept(sink.Sink):
     def __init__(self) -> None:
         self.lines: list[dict[str, Any]] = []
 
+        self._changed = threading.Condition()
+
     def write(self, line: str) -> None:
-        self.lines.append(json.loads(line))
+        with self._changed:
+            self.lines.append(json.loads(line))
+            self._changed.notify_all()
+
+    def wait_for(self, event: str) -> bool:
+        """Wait for a line of *event*."""
+        with self._changed:
+            return self._changed.wait_for(
+                lambda: any(line["event"] == event for line in self.lines), 30
+            )
 
 
 @pytest.fixture
@@ -119,6 +133,25 @@ def test_the_distribution_declares_its_entry_point() -> None:
     assert found.load() is mesh_decision_log.plugin
 
 
+def test_a_mesh_tells_its_life_and_its_verdicts(mesh_agent: DevAgent, kept: Kept) -> None:
+    """A real mesh on a real agent: start, registration, snapshots, look-up and decision."""
+    log = DecisionLog(kept, now=lambda: NOW)
+    with Mesh("tax", agent=mesh_agent.url, port=5003, plugins=[log]) as mesh:
+        assert mesh.ready(30)
+        leaf = mesh.snapshot.leaf
+        assert leaf is not None
+        mesh.watch_upstream("rates")
+        mesh.decide(Peer(leaf.id, "0a", leaf.not_after), FACTS)
+        assert kept.wait_for("registration") and kept.wait_for("resolve")
+    events = [line["event"] for line in kept.lines]
+    assert events[0] == "startup"
+    assert {"snapshot", "decision", "registration", "resolve"} <= set(events)
+    (verdict,) = [line for line in kept.lines if line["event"] == "decision"]
+    assert (verdict["reason"], verdict["source"]) == ("default_allow", leaf.id.uri)
+    last = [line for line in kept.lines if line["event"] == "snapshot"][-1]
+    assert (last["serial_number"], last["roots"]) == (leaf.serial_number, 1)
+
+
 def test_a_file_gets_whole_lines_in_order(tmp_path: Path) -> None:
     """Lines are written by another thread, in the order they came."""
     file = tmp_path / "decisions.jsonl"
@@ -173,8 +206,8 @@ class Stuck(sink.ThreadSink):
 
     def __init__(self) -> None:
         super().__init__()
-        self.entered = sink.threading.Event()
-        self.let_go = sink.threading.Event()
+        self.entered = threading.Event()
+        self.let_go = threading.Event()
         self.written = ""
 
     def _put(self, batch: str) -> None:

@@ -84,6 +84,7 @@ def _play(
 ) -> None:
     evidence.facts["agent"] = {"title": agent.title, "address": agent.api.address}
     evidence.facts["python"] = platform.python_version()
+    services = make_services(agent.environment, directory)
     screen.opening(agent.title, agent.api.address)
     with _closing_undisturbed() as stack:
         stack.callback(agent.stop)
@@ -97,7 +98,6 @@ def _play(
         if guest:
             _check_guest(agent, rules)
             stack.callback(_tidy, rules)
-        services = make_services(agent.environment, directory)
         stack.callback(_stop, services)
         shop = stack.enter_context(Shop(agent.environment, evidence))
         _run_steps(Stage(agent, services, shop, rules, evidence, screen))

@@ -10,9 +10,11 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from ...exceptions import ConfigError
 from .. import api as agent_api
 from .processes import Process, examples_directory, free_ports, hypercorn
 
@@ -52,7 +54,16 @@ def make_services(environment: Mapping[str, str], logs: Path) -> tuple[Service, 
     Args:
         environment: of each process; tells where the agent is.
         logs: directory for what they print.
+
+    Raises:
+        ConfigError: the examples, or what they are written with, is not installed.
     """
+    missing = [name for name in ("fastapi", "flask", "hypercorn") if find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            f"the demo's services need {', '.join(missing)}: "
+            "pip install 'mesh-middleware[cli,fastapi,flask]'"
+        )
     examples = examples_directory()
     environment = {**environment, "MESH_CHECK_TTL": f"{CHECK_TTL:g}s"}
     found = []
