@@ -117,6 +117,24 @@ class GatedObject(_Gated, ssl.SSLObject):
             return b"" if buffer is None else 0
         return super().read(len, buffer)
 
+    def unwrap(self) -> None:
+        """
+        Say goodbye; as a server, without waiting for the peer's.
+
+        Asyncio and uvloop would wait 30 s for an idle peer's answer, and Hypercorn's shutdown with
+        them; and a peer whose next request crosses our goodbye would crash the worker there.
+
+        Source: RFC 8446, 6.1: each side closes its own direction.
+        """
+        try:
+            super().unwrap()
+        except ssl.SSLWantReadError:
+            if not self.server_side:
+                raise
+        except ssl.SSLError as error:
+            if not (self.server_side and error.reason == "APPLICATION_DATA_AFTER_CLOSE_NOTIFY"):
+                raise
+
     def selected_alpn_protocol(self) -> str | None:
         """Tell the protocol; on the server's side, in the connection's task, bind the peer."""
         if self.server_side and _in_task():
