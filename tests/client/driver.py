@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import httpx
+from anyio import to_thread
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from mesh_middleware.httpx import AsyncClient, AsyncMeshTransport, Client, MeshTransport
@@ -122,4 +123,45 @@ class Session:
                 return response  # type: ignore[no-any-return]
 
         found: httpx.Response = self.driver.run(run)
+        return found
+
+    def each(self, url: str, take: Callable[[bytes], None]) -> list[bytes]:
+        """Hand every part of an answer to *take*, in a thread where clients are async."""
+        if not self.driver.is_async:
+            found = []
+            with self.client.stream("GET", url) as response:
+                for part in response.iter_raw():
+                    found.append(part)
+                    take(part)
+            return found
+
+        async def run() -> list[bytes]:
+            found = []
+            async with self.client.stream("GET", url) as response:
+                async for part in response.aiter_raw():
+                    found.append(part)
+                    await to_thread.run_sync(take, part)
+            return found
+
+        parts: list[bytes] = self.driver.run(run)
+        return parts
+
+    def upgrade(self, method: str, url: str, data: bytes) -> tuple[bytes, bytes]:
+        """Ask for an upgrade, write *data*, and read twice."""
+        headers = {"Connection": "upgrade", "Upgrade": "echo"} if method == "GET" else {}
+        if not self.driver.is_async:
+            with self.client.stream(method, url, headers=headers) as response:
+                stream = response.extensions["network_stream"]
+                first = stream.read(5, timeout=5)
+                stream.write(data, timeout=5)
+                return first, stream.read(100, timeout=5)
+
+        async def run() -> tuple[bytes, bytes]:
+            async with self.client.stream(method, url, headers=headers) as response:
+                stream = response.extensions["network_stream"]
+                first = await stream.read(5, timeout=5)
+                await stream.write(data, timeout=5)
+                return first, await stream.read(100, timeout=5)
+
+        found: tuple[bytes, bytes] = self.driver.run(run)
         return found

@@ -278,8 +278,9 @@ class Wire:
         return data
 
     def send(self, data: bytes) -> None:
-        """Send *data*."""
-        self.sock.sendall(data)
+        """Send *data*; a client that has seen enough may have hung up."""
+        with suppress(ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError):
+            self.sock.sendall(data)
 
     def _recv(self) -> bytes:
         try:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -170,13 +169,11 @@ def _saying(data: bytes, *, slowly: bool = False) -> Callable[[Wire], None]:
     def script(wire: Wire) -> None:
         if not wire.read_request()[0]:
             return
-        # A client that has seen enough hangs up.
-        with suppress(OSError):
-            if slowly:
-                for at in range(len(data)):
-                    wire.send(data[at : at + 1])
-            elif data:
-                wire.send(data)
+        if slowly:
+            for at in range(len(data)):
+                wire.send(data[at : at + 1])
+        elif data:
+            wire.send(data)
 
     return script
 

@@ -64,6 +64,7 @@ class Connection(asyncio.Protocol):
         self._waiters: list[asyncio.Future[None]] = []
         self._poll = select.poll()
         self._full = False
+        self._burst = 0
         self._reading_paused = False
 
     # -- what the transport tells --------------------------------------------------------------
@@ -135,15 +136,12 @@ class Connection(asyncio.Protocol):
         self.requests += 1
         self.wrote = self.heard = self.sent_all = False
         reading = self.reading = Reading(outgoing.method, outgoing.upgrades)
-        read_timeout = timeouts.get("read")
+        read_timeout, write_timeout = timeouts.get("read"), timeouts.get("write")
         try:
             if outgoing.body is not None:
-                self.write(outgoing.head + outgoing.body)
-                if self._full:
-                    await self.drain(reading, timeouts.get("write"))
-                self.sent_all = not self._full
+                await self._send_whole(outgoing.head + outgoing.body, reading, write_timeout)
             else:
-                await self._send_stream(outgoing, reading, timeouts.get("write"))
+                await self._send_stream(outgoing, reading, write_timeout)
         except httpx.WriteError:
             # The answer may have come before the other end stopped listening.
             pass
@@ -204,6 +202,18 @@ class Connection(asyncio.Protocol):
 
     # -- inside --------------------------------------------------------------------------------
 
+    async def _send_whole(self, data: bytes, reading: Reading, patience: float | None) -> None:
+        if len(data) <= HIGH_WATER:
+            self.write(data)
+        else:
+            # In slices: a transport that is given all at once never says that it is too much.
+            view = memoryview(data)
+            for at in range(0, len(data), LOW_WATER):
+                if may_stop_sending(reading.status):
+                    return
+                await self._offer(bytes(view[at : at + LOW_WATER]), reading, patience)
+        self.sent_all = not self._full
+
     async def _send_stream(
         self, outgoing: Outgoing, reading: Reading, patience: float | None
     ) -> None:
@@ -212,12 +222,21 @@ class Connection(asyncio.Protocol):
             if may_stop_sending(reading.status):
                 return
             if framed := outgoing.frame(part):
-                self.write(framed)
-                if self._full:
-                    await self.drain(reading, patience)
+                await self._offer(framed, reading, patience)
         if end := outgoing.finish():
             self.write(end)
         self.sent_all = True
+
+    async def _offer(self, data: bytes, reading: Reading, patience: float | None) -> None:
+        self.write(data)
+        self._burst += len(data)
+        if self._full:
+            await self.drain(reading, patience)
+        elif self._burst >= LOW_WATER:
+            # Let the loop hear what the other end says meanwhile: it may be a refusal, and once
+            # the connection was reset under a write, asyncio throws away what had come before.
+            self._burst = 0
+            await asyncio.sleep(0)
 
     async def drain(self, reading: Reading, patience: float | None) -> None:
         """
