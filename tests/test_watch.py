@@ -142,9 +142,17 @@ def test_two_cuts_in_a_row_shorten_the_wait() -> None:
     start = Cursor(index=7, wait=300.0)
     once = failed(start, 30.0)
     assert once.wait == 300.0
-    twice = failed(once, 30.0)
+    again = answered(once, 7, 0.01)
+    twice = failed(again, 30.0)
     assert CUT_AFTER <= twice.wait < 30.0
     assert twice.index == 7
+
+
+def test_after_a_failure_the_current_value_is_asked_for() -> None:
+    """An agent rebuilt meanwhile would hold the old, higher index for the whole wait."""
+    after = failed(Cursor(index=7))
+    assert (after.asked, after.index) == (0, 7)
+    assert answered(after, 9, 0.01).asked == 9
 
 
 def test_cut_then_an_answer_that_lasted_longer_is_no_pattern() -> None:

@@ -195,8 +195,8 @@ class Mesh:
         ``serial_number``, ``not_after``, ``outage_budget_seconds`` (how long the leaf serves
         without the agent), ``trust_domain``, ``roots``, ``intentions``, ``default_policy``,
         ``generation``, ``version``, ``registered`` (by this process), ``troubles`` (what the agent
-        does not answer, and why), ``notes`` (answers not simply taken), ``decisions`` (count per
-        reason), ``plugins``.
+        does not answer, and why), ``clock_skew_seconds`` (our clock against the agent's),
+        ``notes`` (answers not simply taken), ``decisions`` (count per reason), ``plugins``.
         """
         snapshot, watcher = self._belief.snapshot, self._watcher
         leaf, roots = snapshot.leaf, snapshot.roots
@@ -218,7 +218,8 @@ class Mesh:
             "generation": snapshot.generation,
             "version": snapshot.version,
             "registered": bool(watcher and watcher.registered),
-            "troubles": dict(watcher.troubles) if watcher else {},
+            "troubles": dict(watcher.follower.troubles) if watcher else {},
+            "clock_skew_seconds": watcher.follower.skew if watcher else 0.0,
             "notes": [[at.isoformat(), code, text] for at, code, text in self._belief.notes],
             "decisions": {str(reason): count for reason, count in self.counts.items()},
             "plugins": self._plugins.names(),

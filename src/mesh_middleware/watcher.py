@@ -11,11 +11,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import random
 import threading
-import time
-from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import replace
+from collections.abc import Callable, Coroutine
 from datetime import datetime
 from typing import Any
 
@@ -27,7 +24,8 @@ from .consul import watch, wire
 from .consul.client import Answer, ConsulClient
 from .consul.defaults import ask_about_nobody, ask_self
 from .consul.intentions import parse_match
-from .exceptions import AgentRefusedError, AgentUnavailableError, MeshError
+from .exceptions import MeshError
+from .following import Follower
 from .plugins import Plugins
 from .registration import BEATS_PER_TTL, OwnerLock, Registration
 from .upstreams import UpstreamWatch
@@ -73,7 +71,6 @@ class Watcher:
         now: Callable[[], datetime],
         swept: Callable[[], None] = lambda: None,
     ) -> None:
-        self.troubles: dict[str, str] = {}
         self.registered = False
         self._settings = settings
         self._belief = belief
@@ -81,6 +78,9 @@ class Watcher:
         self._client = ConsulClient(settings, transport)
         self._now = now
         self._swept = swept
+        self.follower = Follower(
+            settings, self._client, now, lambda: belief.snapshot.joined, self._recovered
+        )
         self._loop: asyncio.AbstractEventLoop | None = None
         self._running = threading.Event()
         self._stop: asyncio.Event
@@ -192,20 +192,20 @@ class Watcher:
             self._belief.take_roots(wire.parse_roots(answer.body))
             self._after_regress(regressed)
 
-        await self._watch("roots", wire.roots_question(), take)
+        await self.follower.watch("roots", wire.roots_question(), take)
 
     async def _watch_leaf(self) -> None:
         def take(answer: Answer, regressed: bool) -> None:
             self._belief.take_leaf(wire.parse_leaf(answer.body))
 
-        await self._watch("leaf", wire.leaf_question(self._settings.service), take)
+        await self.follower.watch("leaf", wire.leaf_question(self._settings.service), take)
 
     async def _watch_intentions(self) -> None:
         service = self._settings.service
         question = wire.match_question(service)
 
         async def ask(cursor: watch.Cursor) -> Answer:
-            answer = await self._client.ask(question, index=cursor.index, wait=cursor.wait)
+            answer = await self._client.ask(question, index=cursor.asked, wait=cursor.wait)
             return answer if answer.index else await self._index_from_list(question, answer)
 
         async def take(answer: Answer, regressed: bool) -> None:
@@ -216,7 +216,7 @@ class Watcher:
                 again = await self._client.ask(question)
                 self._belief.take_intentions(parse_match(again.body, service), regressed=True)
 
-        await self._follow("intentions", ask, take)
+        await self.follower.follow("intentions", ask, take)
 
     async def _index_from_list(self, question: wire.Question, answer: Answer) -> Answer:
         """
@@ -253,7 +253,7 @@ class Watcher:
         # The expected identities are in our trust domain, which the roots tell.
         await self._joined.wait()
         question = wire.health_question(upstream.name, upstream.datacenter)
-        await self._watch(f"upstream {upstream}", question, take, failed)
+        await self.follower.watch(f"upstream {upstream}", question, take, failed)
 
     def _ask_plugins(self, upstream: UpstreamWatch) -> bool:
         try:
@@ -267,58 +267,6 @@ class Watcher:
         upstream.give(tuple(found), "a plugin says there is no instance")
         return True
 
-    async def _watch(
-        self,
-        name: str,
-        question: wire.Question,
-        take: Callable[[Answer, bool], None],
-        failed: Callable[[MeshError], None] | None = None,
-    ) -> None:
-        async def ask(cursor: watch.Cursor) -> Answer:
-            return await self._client.ask(question, index=cursor.index, wait=cursor.wait)
-
-        async def take_it(answer: Answer, regressed: bool) -> None:
-            take(answer, regressed)
-
-        await self._follow(name, ask, take_it, failed)
-
-    async def _follow(
-        self,
-        name: str,
-        ask: Callable[[watch.Cursor], Awaitable[Answer]],
-        take: Callable[[Answer, bool], Awaitable[None]],
-        failed: Callable[[MeshError], None] | None = None,
-    ) -> None:
-        cursor = watch.Cursor(wait=self._settings.wait)
-        while True:
-            began = time.monotonic()
-            try:
-                answer = await ask(cursor)
-                await take(answer, watch.regressed(cursor.index, answer.index))
-            except Exception as caught:
-                error = self._understood(name, caught)
-                cursor = watch.failed(cursor, time.monotonic() - began)
-                self._trouble(name, error)
-                if failed is not None:
-                    failed(error)
-                await asyncio.sleep(self._backoff(cursor, error))
-                continue
-            self._well(name)
-            cursor = watch.answered(cursor, answer.index, time.monotonic() - began)
-            if self._settings.poll or not answer.index:
-                cursor = replace(cursor, index=0)
-                await asyncio.sleep(self._settings.poll or watch.POLL_EVERY)
-                continue
-            await asyncio.sleep(watch.pace(cursor))
-
-    @staticmethod
-    def _understood(name: str, caught: Exception) -> MeshError:
-        if isinstance(caught, MeshError):
-            return caught
-        # A defect of ours must not end the watch: the policy would stand still for ever.
-        _log.error("%s: an answer could not be taken, which is a defect", name, exc_info=caught)
-        return MeshError(f"{type(caught).__name__} while taking an answer")
-
     async def _sweep(self) -> None:
         while True:
             with contextlib.suppress(TimeoutError):
@@ -327,35 +275,14 @@ class Watcher:
             self._changed.clear()
             self._swept()
 
-    def _backoff(self, cursor: watch.Cursor, error: MeshError) -> float:
-        refused = isinstance(error, AgentRefusedError)
-        return watch.backoff(cursor.failures, random.random(), refused=refused)
-
     def _after_regress(self, regressed: bool) -> None:
         if regressed:
             self._belief.note("index_regressed", "the agent's index went backwards; starting over")
             self._probe_now.set()
 
-    def _trouble(self, name: str, error: MeshError) -> None:
-        if name not in self.troubles:
-            # One line when the agent goes, not one per watch and attempt.
-            away = isinstance(error, AgentUnavailableError)
-            say = _log.info if away and self.troubles else _log.warning
-            joined = self._belief.snapshot.joined
-            say(
-                "%s: %s; asking again until it answers, %s",
-                "no answer from the agent" if away else name,
-                error,
-                "the last answers hold" if joined else "until then no handshake succeeds",
-            )
-        self.troubles[name] = f"{type(error).__name__}: {error}"
-
-    def _well(self, name: str) -> None:
-        if self.troubles.pop(name, None) is not None:
-            if not self.troubles:
-                _log.warning("agent %s answers again", self._settings.agent)
-            self._probe_now.set()
-            self._beat_now.set()
+    def _recovered(self) -> None:
+        self._probe_now.set()
+        self._beat_now.set()
 
     # -- the default policy --------------------------------------------------------------------
 
@@ -369,14 +296,13 @@ class Watcher:
             self._probe_now.clear()
             try:
                 self._belief.take_default(await self._discover_default())
-                self._well("default policy")
+                self.follower.well("default policy")
                 failures, pause = 0, PROBE_EVERY
             except Exception as caught:
-                error = self._understood("default policy", caught)
                 # The last verdict stays: an agent that is away has not changed its policy.
                 failures += 1
-                self._trouble("default policy", error)
-                pause = watch.backoff(failures, random.random())
+                error = self.follower.trouble("default policy", caught)
+                pause = self.follower.backoff(failures, error)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._probe_now.wait(), pause)
 
@@ -404,16 +330,15 @@ class Watcher:
             self._beat_now.clear()
             try:
                 await registration.beat(*self._health())
-                self._well("registration")
+                self.follower.well("registration")
                 failures = 0
                 pause = self._settings.check_ttl / BEATS_PER_TTL
                 if not registration.owner:
                     pause = min(pause, TAKEOVER_EVERY)
             except Exception as caught:
-                error = self._understood("registration", caught)
                 failures += 1
-                self._trouble("registration", error)
-                pause = self._backoff(watch.Cursor(failures=failures), error)
+                error = self.follower.trouble("registration", caught)
+                pause = self.follower.backoff(failures, error)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._beat_now.wait(), pause)
 

@@ -50,6 +50,16 @@ class Cursor:
     wait: float = 300.0
     cut: float = 0.0
 
+    @property
+    def asked(self) -> int:
+        """
+        The index to send: none after a failure, though the last one is kept to compare with.
+
+        An agent that was rebuilt meanwhile has lower indexes, and would hold a question with the
+        old one for the whole wait before it told so.
+        """
+        return 0 if self.failures else self.index
+
 
 def next_index(sent: int, received: int) -> int:
     """
@@ -93,7 +103,7 @@ def failed(cursor: Cursor, took: float = 0.0) -> Cursor:
     Args:
         took: seconds until the failure.
     """
-    cut = took if cursor.index and CUT_AFTER <= took < cursor.wait else 0.0
+    cut = took if cursor.asked and CUT_AFTER <= took < cursor.wait else 0.0
     wait = cursor.wait
     if cut and cursor.cut:
         wait = max(CUT_AFTER, min(cut, cursor.cut) * 0.8)
