@@ -12,8 +12,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .asgi import Caller, MeshAuthz
+    from .asgi import MeshAuthz
     from .certificates import Peer
+    from .doors import Caller
     from .flask import MeshNative, mesh_peer
     from .httpx import AsyncClient, AsyncMeshTransport, Client, MeshTransport
     from .identity import ServiceId, SpiffeId, parse_spiffe_id
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "AsyncClient": "httpx",
     "AsyncMeshTransport": "httpx",
-    "Caller": "asgi",
+    "Caller": "doors",
     "Client": "httpx",
     "Decision": "intentions",
     "Mesh": "mesh",

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
-from dataclasses import dataclass
 from typing import Any
 
 from .answers import refusal
@@ -32,22 +31,6 @@ _log = logging.getLogger("mesh_middleware.asgi")
 _SECURE = frozenset({"https", "wss"})
 POLICY_CLOSE = 4403
 """WebSocket close code of a refusal by policy."""
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """
-    What the mesh knows of one request: ``request.state.mesh``.
-
-    Args:
-        peer: who sent it; ``None`` only where the path is exempt.
-        decision: the verdict; denying only in shadow mode.
-        mesh: the mesh that judged; ``None`` only where the path is exempt and none runs.
-    """
-
-    peer: Peer | None
-    decision: Decision
-    mesh: Mesh | None
 
 
 class MeshAuthz:
@@ -91,16 +74,19 @@ class MeshAuthz:
         if not verdict.passes:
             await _refuse(scope, receive, send, verdict.decision)
             return
-        caller = Caller(peer, verdict.decision, verdict.mesh)
+        caller = verdict.caller
         inner = {**scope, "state": {**scope.get("state", {}), "mesh": caller}}
-        if verdict.mesh is not self._heard and verdict.mesh is not None:
-            self._heard = verdict.mesh
-            verdict.mesh.after_change(self._live.sweep_soon)
-        end = _Ending(scope, send)
+        if caller.mesh is not self._heard and caller.mesh is not None:
+            self._heard = caller.mesh
+            caller.mesh.after_change(self._live.sweep_soon)
+        plain = kind == "http" and scope.get("http_version") != "2"
+        end = None if plain else _Ending(scope, send)
+        work = self.app(inner, receive, send if end is None else end.send)
         try:
-            await self._live.run(self.app(inner, receive, end.send), peer, scope)
+            await self._live.run(work, peer, scope)
         except Ended:
-            await end.finish()
+            if end is not None:
+                await end.finish()
 
     def _denied_now(self, peer: Peer | None, scope: Mapping[str, Any]) -> bool:
         return not self._door.judge(peer, AsgiFacts(scope)).passes
@@ -118,9 +104,9 @@ class _Ending:
     """
     Ends, in the application's place, what it had begun.
 
-    HTTP/1.1 needs nothing: the server closes the connection, which tells a stream that was cut from
-    one that is complete. HTTP/2 clients wait for ever without a last frame, so there, and only
-    there, it is watched whether the application has begun to answer.
+    For WebSockets and HTTP/2. HTTP/1.1 needs nothing: the server closes the connection, which tells
+    a stream that was cut from one that is complete. HTTP/2 clients wait for ever without a last
+    frame, so there, and only there, it is watched whether the application has begun to answer.
     """
 
     __slots__ = ("_begun", "_send", "_socket", "send")
@@ -128,8 +114,7 @@ class _Ending:
     def __init__(self, scope: Scope, send: Send) -> None:
         self._send, self._begun = send, False
         self._socket = scope["type"] == "websocket"
-        watched = not self._socket and scope.get("http_version") == "2"
-        self.send: Send = self._watch if watched else send
+        self.send: Send = send if self._socket else self._watch
 
     async def _watch(self, message: Message) -> None:
         self._begun = True

@@ -19,11 +19,30 @@ from .mesh import Mesh, running_mesh
 
 _log = logging.getLogger("mesh_middleware.door")
 
+KNOWN_CALLERS = 1024
+"""Verdicts kept for the requests that get the same one."""
+
 _PLAIN = re.compile(rb"/|(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~!$&'()*+,=:@-]+)+/?")
 _EXEMPT = decision(Reason.EXEMPT)
 _NOBODY = decision(Reason.NO_PEER)
 _NO_POLICY = decision(Reason.NO_POLICY)
 _ERROR = decision(Reason.ERROR)
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """
+    What the mesh knows of one request: ``request.state.mesh``.
+
+    Args:
+        peer: who sent it; ``None`` only where the path is exempt.
+        decision: the verdict; denying only in shadow mode.
+        mesh: the mesh that judged; ``None`` only where the path is exempt and none runs.
+    """
+
+    peer: Peer | None
+    decision: Decision
+    mesh: Mesh | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +52,16 @@ class Verdict:
 
     Args:
         passes: whether the application sees it.
-        decision: why; denying although it passes in shadow mode.
-        mesh: who judged.
+        caller: what is known of it; its decision denies although it passes in shadow mode.
     """
 
     passes: bool
-    decision: Decision
-    mesh: Mesh | None
+    caller: Caller
+
+    @property
+    def decision(self) -> Decision:
+        """Why."""
+        return self.caller.decision
 
 
 class Door:
@@ -72,6 +94,7 @@ class Door:
             raise ConfigError(f"mode = {mode!r}: one of enforce, shadow is expected")
         self._mode = mode
         self._told_plain = False
+        self._passed: dict[tuple[int, int], Verdict] = {}
         if self._exempt:
             _log.warning("exempt from the intentions: %s", ", ".join(sorted(self._exempt)))
 
@@ -87,7 +110,7 @@ class Door:
             return self._judge(mesh, peer, facts)
         except Exception:
             _log.exception("judging failed; the request is denied")
-            return Verdict(False, _ERROR, mesh)
+            return Verdict(False, Caller(peer, _ERROR, mesh))
 
     def close(self) -> None:
         """The server ends: leave the mesh, unless it was given and is its giver's to end."""
@@ -98,16 +121,27 @@ class Door:
     def _judge(self, mesh: Mesh | None, peer: Peer | None, facts: RequestFacts) -> Verdict:
         exempt = self._exempt or (mesh is not None and mesh.settings.exempt)
         if exempt and self._is_exempt(mesh, facts):
-            return Verdict(True, _EXEMPT, mesh)
+            return Verdict(True, Caller(peer, _EXEMPT, mesh))
         if mesh is None:
             self._tell_plain(peer)
-            return Verdict(False, _NOBODY if peer is None else _NO_POLICY, None)
+            return Verdict(False, Caller(peer, _NOBODY if peer is None else _NO_POLICY, None))
         found = mesh.decide(peer, facts)
         if found.allowed:
-            return Verdict(True, found, mesh)
+            return self._pass(peer, found, mesh)
         if peer is None:
             self._tell_plain(peer)
-        return Verdict(self._in_shadow(mesh, facts, found), found, mesh)
+        return Verdict(self._in_shadow(mesh, facts, found), Caller(peer, found, mesh))
+
+    def _pass(self, peer: Peer | None, found: Decision, mesh: Mesh) -> Verdict:
+        # One peer's requests mostly get one decision, the same object: so they can share the two
+        # values made of them. The ids stay true, for the entry itself holds both objects.
+        key = (id(peer), id(found))
+        known = self._passed.get(key)
+        if known is None or known.caller.mesh is not mesh:
+            if len(self._passed) >= KNOWN_CALLERS:
+                self._passed.clear()
+            known = self._passed[key] = Verdict(True, Caller(peer, found, mesh))
+        return known
 
     def _is_exempt(self, mesh: Mesh | None, facts: RequestFacts) -> bool:
         path = plain_path(facts)

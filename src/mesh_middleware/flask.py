@@ -20,7 +20,7 @@ from .mesh import Mesh, running_mesh
 from .wsgi import KEY, MeshAuthzWSGI
 
 if TYPE_CHECKING:
-    from .asgi import Caller
+    from .doors import Caller
 
 EXTENSION = "mesh_native"
 """Key of the extension in ``app.extensions``."""

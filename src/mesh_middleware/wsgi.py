@@ -13,7 +13,6 @@ from http.client import responses
 from typing import Any
 
 from .answers import refusal
-from .asgi import Caller
 from .config import Mode
 from .doors import Door
 from .intentions import WsgiFacts
@@ -25,7 +24,7 @@ StartResponse = Callable[..., Any]
 App = Callable[[Environ, StartResponse], Iterable[bytes]]
 
 KEY = "mesh_middleware.caller"
-"""Where the environ holds the `mesh_middleware.asgi.Caller`."""
+"""Where the environ holds the `mesh_middleware.doors.Caller`."""
 
 
 class MeshAuthzWSGI:
@@ -69,7 +68,7 @@ class MeshAuthzWSGI:
             status, headers, body = refusal(verdict.decision)
             start_response(f"{status} {responses[status]}", _end_to_end(headers))
             return [body]
-        environ[KEY] = Caller(peer, verdict.decision, verdict.mesh)
+        environ[KEY] = verdict.caller
         return self.app(environ, start_response)
 
 
