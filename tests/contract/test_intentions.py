@@ -303,3 +303,74 @@ def test_match_has_an_index_of_its_own(dev: Target) -> None:
     assert dev.index(path) == before
     dev.put(exact("a", target), {"Action": "deny"})
     assert dev.index(path) > before
+
+
+# The corners
+
+
+def test_default_namespace_may_be_written_out(dev: Target) -> None:
+    """``default/web`` is ``web``, keyed as it was asked for; another namespace is Enterprise."""
+    target = dev.name()
+    dev.put(exact("a", f"default/{target}"), {"Action": "deny"})
+    path = f"{BASE}/match?by=destination&name=default/{target}"
+    assert [item["DestinationName"] for item in dev.get(path).json()[f"default/{target}"]] == [
+        target
+    ]
+    answer = dev.get(f"{BASE}/match?by=destination&name=other/{target}")
+    assert answer.status_code == 400 and "Enterprise" in answer.text
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        f"{BASE}?filter=x==y",
+        "/v1/health/connect/web?filter=x==y",
+        "/v1/catalog/service/web?filter=x",
+    ],
+)
+def test_filters_are_refused_and_not_ignored(dev: Target, path: str) -> None:
+    """The dev agent reads no filter expressions: it says so instead of answering too much."""
+    answer = dev.get(path)
+    assert (answer.status_code, answer.text) == (400, "the dev agent reads no filter expressions")
+
+
+def test_meta_belongs_to_the_entry(dev: Target) -> None:
+    """The exact form takes Meta only when it repeats the entry's."""
+    target = dev.name()
+    sources = [{"Name": "a", "Action": "allow"}]
+    entry = {"Kind": "service-intentions", "Name": target, "Meta": {"k": "v"}, "Sources": sources}
+    assert dev.put("/v1/config", entry).json() is True
+    same = dev.put(exact("b", target), {"Action": "deny", "Meta": {"k": "v"}})
+    other = dev.put(exact("b", target), {"Action": "deny", "Meta": {"k": "w"}})
+    assert (same.status_code, other.status_code) == (200, 500)
+    assert dev.get(exact("b", target)).json()["Meta"] == {"k": "v"}
+
+
+def test_legacy_form_has_no_permissions_and_no_second_thoughts(dev: Target) -> None:
+    """No permissions, no chosen ID, and an update keeps source and destination."""
+    source, target = dev.name(), dev.name()
+    body = {"SourceName": source, "DestinationName": target, "Action": "deny"}
+    permissions = [{"Action": "allow", "HTTP": {"PathPrefix": "/"}}]
+    assert dev.post(BASE, body | {"Permissions": permissions}).status_code == 500
+    assert dev.post(BASE, body | {"ID": "x"}).status_code == 400
+    identity = dev.deny(source, target)
+    moved = dev.put(f"{BASE}/{identity}", body | {"SourceName": "z"})
+    assert moved.status_code == 500 and "Cannot modify the source" in moved.text
+    assert dev.get(f"{BASE}/{identity}").json()["SourceName"] == source
+    dev.forget(identity)
+
+
+def test_check_knows_one_type_of_source(dev: Target) -> None:
+    """consul, as everywhere."""
+    answer = dev.get(f"{BASE}/check?source=a&destination=b&source-type=other")
+    assert (answer.status_code, answer.text) == (500, "'source-type' must be 'consul'")
+
+
+def test_legacy_ids_of_one_destination_live_and_die_alone(agent: Target) -> None:
+    """Deleting one intention by its ID leaves the other of the same destination."""
+    target = agent.name()
+    first, second = agent.deny("a", target), agent.deny("b", target)
+    agent.forget(first)
+    assert [item["ID"] for item in match(agent, "destination", target)] == [second]
+    agent.forget(second)
+    assert match(agent, "destination", target) is None
