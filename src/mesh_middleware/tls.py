@@ -11,7 +11,9 @@ connection to the ordinary context of the newest generation. Before there is a l
 an empty context, which fails the handshake: raising there would kill Hypercorn's trio server.
 
 The gate runs inside ``do_handshake``, after OpenSSL has verified the chain, and demands one
-readable SPIFFE ID, the usages of a leaf, validity by our clock, and our trust domain.
+readable SPIFFE ID, the usages of a leaf, validity by our clock, and our trust domain. OpenSSL
+would also shake hands by itself in the first read or write: those are refused until the gate is
+passed.
 
 The binding. The peer belongs to the connection's TLS object. Servers hide that object from the
 application, but Hypercorn asks it for ``selected_alpn_protocol()`` in the connection's own task,
@@ -24,7 +26,6 @@ Source: SPIFFE X509-SVID 5; design 4.1 to 4.3.
 
 from __future__ import annotations
 
-import _ssl
 import asyncio
 import math
 import os
@@ -32,16 +33,18 @@ import socket
 import ssl
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import datetime
 from typing import Any
 
-from .certificates import KeyPair, Peer, Role, Roots, read_peer, utc_now
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from .certificates import KeyPair, Peer, Role, Roots, load_certificates, read_peer, utc_now
 from .exceptions import CertificateError, PeerMismatchError
 from .identity import ServiceId, SpiffeId
+from .standing import Standing
 
 CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 """Suites of TLS 1.2, which Envoy's upstreams default to; those of TLS 1.3 are OpenSSL's own."""
@@ -91,7 +94,12 @@ class _Gated:
     mesh_gate: Gate | None = None
     mesh_peer: Peer | None = None
 
+    def _demand_gate(self) -> None:
+        if self.mesh_peer is None:
+            raise GateError("the handshake has not passed the gate")
+
     def _pass_gate(self) -> None:
+        self.mesh_peer = None
         if self.mesh_gate is None:
             raise GateError("no gate was set for this connection")
         der = self.getpeercert(binary_form=True)  # type: ignore[attr-defined]
@@ -113,9 +121,15 @@ class GatedObject(_Gated, ssl.SSLObject):
 
     def read(self, len: int = 1024, buffer: Any = None) -> Any:
         """Read, or report the end of the connection once its peer may not be believed any more."""
+        self._demand_gate()
         if self.mesh_standing is not None and self.mesh_standing.over():
             return b"" if buffer is None else 0
         return super().read(len, buffer)
+
+    def write(self, data: Any) -> int:
+        """Write, once the gate is passed."""
+        self._demand_gate()
+        return super().write(data)
 
     def unwrap(self) -> None:
         """
@@ -154,6 +168,21 @@ class GatedSocket(_Gated, ssl.SSLSocket):
         super().do_handshake(block)
         self._pass_gate()
 
+    def read(self, len: int = 1024, buffer: Any = None) -> Any:
+        """Read, once the gate is passed; every way to receive leads here."""
+        self._demand_gate()
+        return super().read(len, buffer)
+
+    def write(self, data: Any) -> int:
+        """Write, once the gate is passed."""
+        self._demand_gate()
+        return super().write(data)
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        """Send, once the gate is passed; every way to send leads here."""
+        self._demand_gate()
+        return super().send(data, flags)
+
     def accept(self) -> tuple[ssl.SSLSocket, Any]:
         """Accept on a listening socket: the new connection belongs to the newest generation."""
         if self.mesh_live is None:
@@ -166,43 +195,6 @@ class GatedSocket(_Gated, ssl.SSLSocket):
             suppress_ragged_eofs=self.suppress_ragged_eofs,
         )
         return made, address
-
-
-class Standing:
-    """
-    What an established connection to our server stands on: a certificate's time, and a root.
-
-    Servers see the connection end at its next bytes after the peer's certificate has expired, or
-    after Consul has dropped the root that vouched for it; peers then connect anew.
-
-    Args:
-        newest: returns the generation of this moment.
-        max_age: seconds after which it ends in any case.
-    """
-
-    __slots__ = ("_anchor", "_deadline", "_generation", "_max_age", "_newest", "_over")
-
-    def __init__(self, newest: Callable[[], Generation], max_age: float) -> None:
-        self._max_age = max_age
-        self._newest = newest
-        self._generation = newest()
-        self._anchor: bytes | None = None
-        self._deadline = math.inf
-        self._over = False
-
-    def begin(self, tls: ssl.SSLObject, peer: Peer, now: datetime) -> None:
-        """The handshake is done: remember what the connection stands on."""
-        self._anchor = _anchor_of(tls)
-        left = (peer.not_after - now).total_seconds()
-        self._deadline = time.monotonic() + min(left, self._max_age)
-
-    def over(self) -> bool:
-        """Whether the connection has lost what it stood on."""
-        newest = self._newest()
-        if newest is not self._generation:
-            self._generation = newest
-            self._over = self._anchor not in newest.anchors
-        return self._over or time.monotonic() > self._deadline
 
 
 class Generation:
@@ -229,12 +221,13 @@ class Generation:
     ) -> None:
         self.number = number
         self.trust_domain = roots.trust_domain if pair and roots else None
-        pems = roots.certificates if pair and roots else ()
-        self.anchors = frozenset(map(ssl.PEM_cert_to_DER_cert, pems))
+        trusted = load_certificates(roots.pem) if pair and roots and roots.certificates else []
+        self.anchors = frozenset(root.public_bytes(Encoding.DER) for root in trusted)
         self._pair, self._roots = pair, roots
         self._peers: dict[tuple[bytes, Role], Peer] = {}
         self._contexts: dict[tuple[Role, tuple[str, ...]], ssl.SSLContext] = {}
-        for role, alpn in like._contexts if like else ((_SERVER, SERVER_ALPN),):
+        # A list: another thread may ask the old generation for one more while this goes on.
+        for role, alpn in list(like._contexts) if like else ((_SERVER, SERVER_ALPN),):
             self.context(role, alpn)
 
     def context(self, role: Role, alpn: tuple[str, ...]) -> ssl.SSLContext:
@@ -306,7 +299,7 @@ class LiveContext(ssl.SSLContext):
         assert isinstance(made, GatedObject)
         made.mesh_gate = self._gate(generation)
         if self._role == "server":
-            made.mesh_standing = Standing(self._newest, self._max_age)
+            made.mesh_standing = Standing(generation, self._newest, self._max_age)
             made.mesh_now = self._now
         return made
 
@@ -458,17 +451,6 @@ def _private_file(text: str) -> Iterator[str]:
 
 def _is_expected(actual: SpiffeId, expected: ServiceId) -> bool:
     return isinstance(actual, ServiceId) and actual.uri == expected.uri
-
-
-def _anchor_of(tls: ssl.SSLObject) -> bytes | None:
-    """The root that vouched for the peer, in DER; ``None`` when it cannot be known (resumption)."""
-    public = getattr(tls, "get_verified_chain", None)
-    if public is not None:  # Python 3.13
-        chain = public()
-        return chain[-1] if chain else None
-    kept = tls._sslobj.get_verified_chain()  # type: ignore[attr-defined]
-    anchor: bytes | None = kept[-1].public_bytes(_ssl.ENCODING_DER) if kept else None
-    return anchor
 
 
 def _connected(plain: socket.socket) -> bool:
