@@ -6,6 +6,7 @@ Values (`Intention`, `Permission`, `HeaderMatch`), what is judged (`RequestFacts
 """
 
 from .facts import AsgiFacts, HttpFacts, RequestFacts, WsgiFacts
+from .jwt import JwtProvider
 from .model import (
     Claim,
     Decision,
@@ -13,6 +14,7 @@ from .model import (
     HeaderMatch,
     Intention,
     JwtDemand,
+    Normalization,
     Permission,
     decision,
     precedence_of,
@@ -31,6 +33,8 @@ __all__ = [
     "HttpFacts",
     "Intention",
     "JwtDemand",
+    "JwtProvider",
+    "Normalization",
     "Permission",
     "Policy",
     "Reason",

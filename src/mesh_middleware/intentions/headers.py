@@ -126,10 +126,7 @@ class HeaderView:
     def _read_head(self) -> Mapping[bytes, list[bytes]]:
         if self._seen is None:
             facts = self._facts
-            self._lines = [
-                (name.lower(), value.replace(b"\r", b"").strip(b" \t"))
-                for name, value in facts.headers
-            ]
+            self._lines = wire.read_lines(facts.headers)
             self._merged = wire.merge(self._lines, self._options)
             target = facts.target
             parts = wire.split_target(target) if target is not None else None

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 
 from ..exceptions import IdentityError
 from ..identity import ServiceId, SpiffeId, parse_spiffe_id
@@ -29,8 +30,8 @@ MAX_STRANGERS = 1024
 """Sources remembered beyond those with an intention of their own, where names are odd."""
 
 WORDS = {
-    "identity": "the caller is no service of this trust domain: refused, while Envoy's rules, which "
-    "do not name it, leave it to the default",
+    "identity": "the caller is no service of this trust domain: refused, while Envoy's rules let "
+    "it in",
 }
 """Names of readings that concern who calls, and what they mean."""
 
@@ -107,7 +108,7 @@ class Policy:
             The verdict, never an exception for anything a caller can send.
         """
         if type(source) is not ServiceId or source.trust_domain != self.trust_domain:
-            return self._refuse_stranger(source)
+            return self._refuse_stranger(source) if source else decision(Reason.NO_PEER)
         program = self._programs.get((source.name, source.namespace, source.partition))
         if program is None:
             program = self._program(source, connection=self.protocol == "tcp")
@@ -122,7 +123,7 @@ class Policy:
         Source: reference 5.1, "decide(L7) on connection"; 5.2.
         """
         if type(source) is not ServiceId or source.trust_domain != self.trust_domain:
-            return self._refuse_stranger(source)
+            return self._refuse_stranger(source) if source else decision(Reason.NO_PEER)
         answer = self._program(source, connection=True).decision
         assert answer is not None
         return answer
@@ -159,25 +160,31 @@ class Policy:
         source: SpiffeId | None = None
         with contextlib.suppress(IdentityError):
             source = parse_spiffe_id(uri)
-        known = type(source) is ServiceId and source.trust_domain == self.trust_domain
-        if not known and self.reading == "envoy":
-            found = sorted(filter(self._matcher(uri), self._groups.values()), key=order)
-            envoy = Candidates(None, sources.standing(found))
-            program = self._compile(envoy, facts is None or self.protocol == "tcp")
-            return program.decision or program.judge(_present(facts))
-        if source is None:
-            readings = ("identity",) if self.default_allow else ()
-            return decision(Reason.PEER_UNREADABLE, readings=readings, detail=repr(uri[:200]))
-        return self.decide_connection(source) if facts is None else self.decide(source, facts)
+        if type(source) is ServiceId and source.trust_domain == self.trust_domain:
+            return self.decide_connection(source) if facts is None else self.decide(source, facts)
+        let_in = self._decide_stranger(uri, facts)
+        if self.reading == "envoy" or not let_in.allowed:
+            return let_in if self.reading == "envoy" else self._refuse_stranger(source)
+        return replace(self._refuse_stranger(source), readings=("identity",))
+
+    def _decide_stranger(self, uri: str, facts: RequestFacts | None) -> Decision:
+        """Judge as Envoy does, by rules that may or may not match the text of a SPIFFE ID."""
+        found = sorted(filter(self._matcher(uri), self._groups.values()), key=order)
+        envoy = Candidates(None, sources.standing(found))
+        connection = facts is None or self.protocol == "tcp"
+        terms = replace(self._terms, reading="envoy")
+        program = self._compile(envoy, connection, terms)
+        if program.decision is not None:
+            return program.decision
+        assert facts is not None
+        return program.judge(facts)
 
     def _refuse_stranger(self, source: SpiffeId | None) -> Decision:
         if source is None:
-            return decision(Reason.NO_PEER)
-        # Envoy's rules do not name strangers, so that a default of allow lets them in there.
-        readings = ("identity",) if self.default_allow else ()
+            return decision(Reason.PEER_UNREADABLE)
         if source.trust_domain != self.trust_domain:
-            return decision(Reason.FOREIGN_TRUST_DOMAIN, readings=readings)
-        return decision(Reason.PEER_NOT_SERVICE, readings=readings)
+            return decision(Reason.FOREIGN_TRUST_DOMAIN)
+        return decision(Reason.PEER_NOT_SERVICE)
 
     def _program(self, source: ServiceId, *, connection: bool) -> Program:
         known = self._connections if connection else self._programs
@@ -194,18 +201,19 @@ class Policy:
             program = known[key] = self._compile(self.candidates(source), connection)
         return program
 
-    def _compile(self, found: Candidates, connection: bool) -> Program:
+    def _compile(self, found: Candidates, connection: bool, terms: Terms | None = None) -> Program:
+        terms = terms or self._terms
         if self._fatal is not None:
-            return _constant(self._terms, self._fatal)
+            return _constant(terms, self._fatal)
         for intention in found.all:
             if flaw := intention.flaw if connection else _flaw(intention):
                 answer = decision(flaw.reason, intention, detail=flaw.detail)
-                return _constant(self._terms, answer)
+                return _constant(terms, answer)
         tables = {}
         for intention in found.all:
             if intention.allow is None and not connection:
                 tables[id(intention)] = self._table(intention)
-        return Program(found, self._terms, tables, connection=connection)
+        return Program(found, terms, tables, connection=connection)
 
     def _table(self, intention: Intention) -> PathTable:
         table = self._tables.get(intention)
@@ -224,11 +232,6 @@ class Policy:
                     self._tables[intention] = known[intention]
                 elif len(intention.permissions) >= EAGER and _flaw(intention) is None:
                     self._table(intention)
-
-
-def _present(facts: RequestFacts | None) -> RequestFacts:
-    assert facts is not None
-    return facts
 
 
 def _constant(terms: Terms, answer: Decision) -> Program:

@@ -63,6 +63,7 @@ class Reason(StrEnum):
     LEAF_EXPIRED = "leaf_expired"
     PLUGIN_RESTRICTED = "plugin_restricted"
     PLUGIN_ERROR = "plugin_error"
+    UNREADABLE_CASE = "unreadable_case"
     ERROR = "error"
 
     @property
@@ -249,6 +250,11 @@ ABOUT: dict[Reason, About] = {
     Reason.PLUGIN_RESTRICTED: About(403, "A plugin refused what the intentions allow.", "-"),
     Reason.PLUGIN_ERROR: About(
         403, "A plugin that may refuse requests raised an error.", "Look at the log."
+    ),
+    Reason.UNREADABLE_CASE: About(
+        400,
+        "`mesh explain --batch` only: the line is no case.",
+        "See the format in `mesh explain --help`.",
     ),
     Reason.ERROR: About(403, "Judging failed: a defect of this program.", "Report it."),
 }

@@ -24,10 +24,10 @@ Header = tuple[bytes, bytes]
 
 METHODS = frozenset(
     b"ACL BIND CHECKOUT COPY DELETE GET HEAD LINK LOCK MERGE MKACTIVITY MKCALENDAR MKCOL MOVE"
-    b" MSEARCH NOTIFY OPTIONS PATCH POST PROPFIND PROPPATCH PURGE PUT REBIND REPORT SEARCH SOURCE"
+    b" MSEARCH NOTIFY OPTIONS PATCH POST PROPFIND PROPPATCH PURGE PUT QUERY REBIND REPORT SEARCH SOURCE"
     b" SUBSCRIBE TRACE UNBIND UNLINK UNLOCK UNSUBSCRIBE".split()
 )
-"""Methods that reach the rules. CONNECT is known too, but has no route on a public listener."""
+"""Methods that reach the rules; QUERY only with a content-type. CONNECT is known too, but has no route on a public listener."""
 
 MAX_HEAD = 61_440
 """Bytes of request line and headers together, the blank line included: 60 KiB."""
@@ -94,11 +94,19 @@ _ABSOLUTE = re.compile(
 )
 
 
+WORDS = {
+    "head": "a carriage return inside a header, a colon in its name, or a user in an absolute "
+    "target: proxies cut these, others do not",
+}
+"""Names of readings that concern the head as a whole, and what they mean."""
+
+
 class Refusal(NamedTuple):
     """Why a head is refused whatever the policy says, with a line for people."""
 
     reason: Reason
     detail: str
+    readings: tuple[str, ...] = ()
 
 
 class Target(NamedTuple):
@@ -166,34 +174,66 @@ def refusal(
     if parts is None or paths.envoy_path(parts.path, options) is None:
         return Refusal(Reason.UNSOUND_TARGET, repr(target[:200]))
     lines = read_lines(headers)
-    if isinstance(lines, Refusal):
-        return lines
-    if any(b"_" in name for name, _ in lines):
-        if options.underscores == "reject":
-            return Refusal(Reason.UNSOUND_HEADER, "an underscore in a header name")
     merged = merge(lines, options)
-    return _refuse_merged(merged, parts)
+    why = _refuse_lines(lines, options) or _refuse_merged(merged, parts)
+    if not why and method == b"QUERY" and not visible(merged).get(b"content-type", [b""])[0]:
+        why = "QUERY without a content-type"
+    return Refusal(Reason.UNSOUND_HEADER, why) if why else None
 
 
-def read_lines(headers: Sequence[Header]) -> list[Header] | Refusal:
+def unsound(
+    method: bytes,
+    target: bytes,
+    headers: Sequence[Header],
+    options: Normalization,
+    *,
+    strict: bool = True,
+) -> Refusal | None:
     """
-    Check the syntax of header lines.
+    Tell whether a request is refused whatever the policy says.
+
+    Args:
+        method, target, headers: as they stand on the wire.
+        options: the mesh entry's request normalization.
+        strict: whether also those are refused that Envoy mends and others may not.
 
     Returns:
-        Names in lower case, values trimmed; or why a line is refused.
+        Why it is refused; ``None`` when the policy is to be asked.
+    """
+    found = refusal(method, target, headers, options)
+    if found is not None or not strict:
+        return found
+    if any(b"\r" in value or b"\r" in name or b":" in name for name, value in headers):
+        return Refusal(Reason.UNSOUND_HEADER, "a carriage return or colon", ("head",))
+    if not target.startswith(b"/") and b"@" in target.partition(b"?")[0]:
+        return Refusal(Reason.UNSOUND_TARGET, "a user in the target", ("head",))
+    return None
+
+
+def read_lines(headers: Sequence[Header]) -> list[Header]:
+    """
+    Read header lines as the codec does: names in lower case, values trimmed.
+
+    The codec ends a name at its first colon, and leaves carriage returns out of values.
     """
     lines = []
     for name, value in headers:
-        name, colon, rest = name.partition(b":")
-        if colon:  # the codec ends the name at the first colon
+        if b":" in name:
+            name, _, rest = name.partition(b":")
             value = rest + b": " + value
-        if not _NAME.fullmatch(name):
-            return Refusal(Reason.UNSOUND_HEADER, f"header name {name[:100]!r}")
-        value = value.replace(b"\r", b"")
-        if _BAD_VALUE.search(value):
-            return Refusal(Reason.UNSOUND_HEADER, f"a control byte in {name.decode()}")
-        lines.append((name.lower(), value.strip(b" \t")))
+        lines.append((name.lower(), value.replace(b"\r", b"").strip(b" \t")))
     return lines
+
+
+def _refuse_lines(lines: Sequence[Header], options: Normalization) -> str:
+    for name, value in lines:
+        if not _NAME.fullmatch(name):
+            return f"header name {name[:100]!r}"
+        if _BAD_VALUE.search(value):
+            return f"a control byte in {name.decode()}"
+        if b"_" in name and options.underscores == "reject":
+            return f"an underscore in {name.decode()}"
+    return ""
 
 
 def merge(
@@ -221,24 +261,23 @@ def merge(
     return merged
 
 
-def _refuse_merged(merged: Mapping[bytes, list[bytes]], target: Target) -> Refusal | None:
-    why = ""
+def _refuse_merged(merged: Mapping[bytes, list[bytes]], target: Target) -> str:
     host = merged.get(b"host", [b""])[0]
     count = sum(map(len, merged.values()))
     if count > MAX_HEADERS:
-        why = f"{count} headers"
-    elif not target.authority and (b"host" not in merged or not _HOST.fullmatch(host)):
-        why = f"host {host[:100]!r}" if b"host" in merged else "no host"
-    elif merged.get(b"x-forwarded-proto") == [b""]:
-        why = "an empty x-forwarded-proto"
-    elif not _sound_length(merged):
-        why = "content-length or transfer-encoding"
-    elif upgrades(merged):
-        if _upgrade(merged) not in (b"websocket", b"h2c"):
-            why = "an upgrade to something else than websocket"
-    elif not _sound_connection(merged, target):
-        why = "what connection names"
-    return Refusal(Reason.UNSOUND_HEADER, why) if why else None
+        return f"{count} headers"
+    if not target.authority and b"host" not in merged:
+        return "no host"
+    if not target.authority and not _HOST.fullmatch(host):
+        return f"host {host[:100]!r}"
+    if merged.get(b"x-forwarded-proto") == [b""]:
+        return "an empty x-forwarded-proto"
+    if not _sound_length(merged):
+        return "content-length or transfer-encoding"
+    if upgrades(merged):
+        other = _upgrade(merged) not in (b"websocket", b"h2c")
+        return "an upgrade to something else than websocket" if other else ""
+    return "" if _sound_connection(merged, target) else "what connection names"
 
 
 def _sound_length(merged: Mapping[bytes, list[bytes]]) -> bool:

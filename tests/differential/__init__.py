@@ -1,0 +1,1 @@
+"""Our verdicts against those of the real Envoy."""
