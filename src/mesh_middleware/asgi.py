@@ -8,6 +8,7 @@ connection that carried the request.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from typing import Any
@@ -82,14 +83,30 @@ class MeshAuthz:
         plain = kind == "http" and scope.get("http_version") != "2"
         end = None if plain else _Ending(scope, send)
         work = self.app(inner, receive, send if end is None else end.send)
+        live = self._live
+        task = live.enter(peer, scope)
         try:
-            await self._live.run(work, peer, scope)
+            if task is None:
+                await live.run_on_trio(work, peer, scope)
+            else:
+                await work
         except Ended:
-            if end is not None:
-                await end.finish()
+            pass
+        except asyncio.CancelledError:
+            if task is None or not live.was_ended(task):
+                raise
+        else:
+            return
+        finally:
+            if task is not None:
+                live.leave(task)
+        if end is not None:
+            await end.finish()
 
     def _denied_now(self, peer: Peer | None, scope: Mapping[str, Any]) -> bool:
-        return not self._door.judge(peer, AsgiFacts(scope)).passes
+        mesh = self._door.mesh
+        ending = mesh is not None and mesh.ending
+        return ending or not self._door.judge(peer, AsgiFacts(scope)).passes
 
     def _closing(self, send: Send) -> Send:
         async def watch(message: Message) -> None:

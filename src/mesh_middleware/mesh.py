@@ -29,6 +29,7 @@ from .config import Settings, load_settings
 from .exceptions import ConfigError, NotReadyError
 from .identity import ServiceId, SpiffeId
 from .intentions import Decision, Reason, RequestFacts, decision
+from .metrics import render_metrics
 from .plugins import Plugins
 from .snapshot import Snapshot
 from .tls import LiveContext, client_context, server_context
@@ -95,6 +96,7 @@ class Mesh:
         self._belief = Belief(self.settings, self._now, self._swapped)
         self._watcher: Watcher | None = None
         self._upstreams: dict[tuple[str, str | None], UpstreamWatch] = {}
+        self.ending = False
         self._server: LiveContext | None = None
 
     # -- life ----------------------------------------------------------------------------------
@@ -126,6 +128,11 @@ class Mesh:
         watcher = self._watcher
         if watcher is not None:
             watcher.withdraw()
+
+    def end_streams(self) -> None:
+        """The server ends soon: end what is still in flight, WebSockets and streams above all."""
+        self.ending = True
+        self._tell_listeners()
 
     def close(self) -> None:
         """Deregister and stop watching. Afterwards nothing is allowed and no handshake succeeds."""
@@ -225,10 +232,14 @@ class Mesh:
             "plugins": self._plugins.names(),
         }
 
+    def metrics(self) -> str:
+        """The figures of `status` as Prometheus reads them; see `mesh_middleware.metrics`."""
+        return render_metrics(self.status())
+
     def outage_budget(self) -> float:
         """Seconds that calls go on without the agent: what is left of the leaf; 0 without one."""
         leaf = self._belief.snapshot.leaf
-        return max(0.0, leaf.not_after.timestamp() - self._clock()) if leaf else 0.0
+        return max(0.0, leaf.expires - self._clock()) if leaf else 0.0
 
     def after_change(self, told: Callable[[], None]) -> None:
         """
@@ -322,7 +333,7 @@ class Mesh:
         now = self._clock()
         if now > peer.expires:
             return _PEER_EXPIRED
-        if now > leaf.not_after.timestamp():
+        if now > leaf.expires:
             return _LEAF_EXPIRED
         verdict = policy.decide(peer.id, facts)
         if verdict.allowed and self._plugins.restricts:
