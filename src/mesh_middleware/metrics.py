@@ -48,7 +48,7 @@ def render_metrics(status: Mapping[str, Any]) -> str:
                 for reason, count in sorted(status["decisions"].items())
             ]
         else:
-            lines.append(f'{name}{{service="{service}"}} {_value(name, status):g}')
+            lines.append(f'{name}{{service="{service}"}} {_value(name, status):.15g}')
     return "\n".join(lines) + "\n"
 
 
