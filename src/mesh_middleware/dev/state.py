@@ -189,16 +189,16 @@ class State:
     def intentions(self) -> list[dict[str, Any]]:
         """Every intention, ranked."""
         found = self.entries.of_kind("service-intentions")
-        return rules.ranked(item for entry in found for item in rules.flatten(entry))
+        return rules.ranked(
+            item for entry in found for item in self.entries.intentions(entry["Name"])
+        )
 
     def match(self, by: str, name: str) -> list[dict[str, Any]]:
         """Intentions that match a destination, or a source, ranked."""
         if by == "source":
             return [item for item in self.intentions() if item["SourceName"] in (name, "*")]
         names = {name.lower(), "*"}
-        found = [self.entries.get("service-intentions", one) for one in names]
-        flat = (item for entry in found if entry for item in rules.flatten(entry))
-        return rules.ranked(flat)
+        return rules.ranked(item for one in names for item in self.entries.intentions(one))
 
     def default(self) -> rules.Verdict:
         """What holds when no intention matches, with the reason `authorize` gives for it."""
