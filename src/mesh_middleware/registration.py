@@ -8,6 +8,7 @@ worker takes over when the owner is killed.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import logging
@@ -100,6 +101,7 @@ class Registration:
         self._client = client
         self._lock = lock
         self._told = told
+        self._sent = False
         self.registered = False
 
     @property
@@ -131,10 +133,12 @@ class Registration:
 
     async def end(self) -> None:
         """Turn the check critical, deregister, and let go of the ownership."""
-        if self.registered:
-            self.registered = False
+        # Also after a registration that was cut short: the agent may have taken it.
+        if self._sent:
+            self._sent = self.registered = False
             try:
-                await self._report("critical", "the service is stopping")
+                with contextlib.suppress(AgentError):
+                    await self._report("critical", "the service is stopping")
                 await self._client.ask(wire.deregister_question(self._settings))
                 self._told(False)
             except AgentError as error:
@@ -142,6 +146,7 @@ class Registration:
         self._lock.release()
 
     async def _register(self) -> None:
+        self._sent = True
         answer = await self._client.ask(wire.register_question(self._settings))
         _expect_200(answer.status, answer.body)
         self.registered = True

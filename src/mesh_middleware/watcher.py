@@ -91,6 +91,7 @@ class Watcher:
         self._tasks: set[asyncio.Task[None]] = set()
         self._registration: Registration | None = None
         self._keeper: asyncio.Task[None] | None = None
+        self._leaving: asyncio.Task[None] | None = None
         self._thread = threading.Thread(target=self._run, name="mesh_middleware", daemon=True)
 
     def start(self) -> None:
@@ -115,7 +116,7 @@ class Watcher:
     def withdraw(self) -> None:
         """Turn the check critical and deregister, for good; everything else goes on."""
         if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(lambda: self._spawn(self._leave()))
+            self._loop.call_soon_threadsafe(self._start_leaving)
 
     def poke(self) -> None:
         """The snapshot changed, on the watcher's own thread: report the state of the check now."""
@@ -151,8 +152,15 @@ class Watcher:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=1.0)
-        await self._leave()
+        await self._start_leaving()
         await self._client.close()
+
+    def _start_leaving(self) -> asyncio.Task[None]:
+        # One task for both notices, and not among those that the end cancels: the second must not
+        # cut the first short between turning critical and deregistering.
+        if self._leaving is None:
+            self._leaving = asyncio.get_running_loop().create_task(self._leave())
+        return self._leaving
 
     async def _leave(self) -> None:
         if self._registration is None:
