@@ -80,6 +80,11 @@ class Leaf:
     serial_number: str
     not_before: datetime
     not_after: datetime
+    expires: float = field(init=False, repr=False, compare=False)
+    """`not_after` in seconds since the epoch: compared on every request."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "expires", self.not_after.timestamp())
 
 
 @dataclass(frozen=True, slots=True)

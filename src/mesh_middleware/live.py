@@ -18,6 +18,7 @@ from typing import Any
 
 from .certificates import Peer
 
+Handle = asyncio.Task[Any]
 Denied = Callable[[Peer | None, Mapping[str, Any]], bool]
 """Whether a request that was let in would be denied now."""
 
@@ -43,37 +44,48 @@ class LiveRequests:
     def __len__(self) -> int:
         return len(self._live)
 
-    async def run(self, work: Awaitable[None], peer: Peer | None, scope: Mapping[str, Any]) -> None:
+    def enter(self, peer: Peer | None, scope: Mapping[str, Any]) -> Handle | None:
+        """
+        Enter a request that the present asyncio task works on from now on; `leave` must follow.
+
+        Entering and leaving are plain calls, since every request pays for them.
+
+        Returns:
+            ``None`` on trio: nothing was entered, and `run_on_trio` does the work.
+        """
+        try:
+            task = asyncio.current_task()
+        except RuntimeError:
+            return None
+        if task is None:
+            return None
+        if self._call_soon is None:
+            self._call_soon = task.get_loop().call_soon_threadsafe
+        self._live[task] = (peer, scope)
+        return task
+
+    def leave(self, task: Handle) -> None:
+        """The request is done, one way or the other."""
+        del self._live[task]
+        if self._ended:
+            self._ended.discard(task)
+
+    def was_ended(self, task: Handle) -> bool:
+        """Whether a sweep has cancelled the request; then the cancellation ends with it."""
+        if task not in self._ended:
+            return False
+        task.uncancel()
+        return True
+
+    async def run_on_trio(
+        self, work: Awaitable[None], peer: Peer | None, scope: Mapping[str, Any]
+    ) -> None:
         """
         Do the application's work on one request, until it is done or ended.
 
         Raises:
             Ended: a sweep found that the request is denied now; the application was cancelled.
         """
-        try:
-            task = asyncio.current_task()
-        except RuntimeError:
-            task = None
-        if task is None:
-            await self._run_on_trio(work, peer, scope)
-            return
-        if self._call_soon is None:
-            self._call_soon = task.get_loop().call_soon_threadsafe
-        self._live[task] = (peer, scope)
-        try:
-            await work
-        except asyncio.CancelledError:
-            if task not in self._ended:
-                raise
-            task.uncancel()
-            raise Ended from None
-        finally:
-            del self._live[task]
-            self._ended.discard(task)
-
-    async def _run_on_trio(
-        self, work: Awaitable[None], peer: Peer | None, scope: Mapping[str, Any]
-    ) -> None:
         trio = sys.modules["trio"]
         if self._call_soon is None:
             self._call_soon = trio.lowlevel.current_trio_token().run_sync_soon

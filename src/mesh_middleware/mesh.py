@@ -414,7 +414,7 @@ def default_mesh() -> Mesh:
 
 def running_mesh() -> Mesh | None:
     """The mesh of this process, if one runs."""
-    return _default if _default is not None and _default.running else None
+    return _default if _default is not None and _default._watcher is not None else None
 
 
 def set_default_mesh(mesh: Mesh | None) -> None:
