@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 import ssl
 import tempfile
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -243,3 +244,37 @@ async def connect(
         yield caller
     finally:
         await caller.close()
+
+
+def knock(
+    port: int,
+    pem: str | None,
+    *,
+    path: str = "/who",
+    version: ssl.TLSVersion | None = None,
+    tls: bool = True,
+) -> bytes:
+    """
+    Send one HTTP/1.1 request as an outsider who verifies nothing.
+
+    Args:
+        pem: certificate and key to show.
+        version: the only version of TLS it speaks.
+        tls: otherwise plaintext.
+
+    Returns:
+        All bytes of the answer; none when the connection ended without one.
+    """
+    context = outsider_context(pem)
+    if version is not None:
+        context.minimum_version = context.maximum_version = version
+    request = f"GET {path} HTTP/1.1\r\nHost: tax\r\nConnection: close\r\n\r\n".encode()
+    answer = b""
+    with suppress(ssl.SSLError, ConnectionError):
+        with socket.create_connection((HOST, port), timeout=10) as plain:
+            plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            with context.wrap_socket(plain) if tls else plain as connection:
+                connection.sendall(request)
+                while part := connection.recv(65536):
+                    answer += part
+    return answer
