@@ -133,6 +133,14 @@ class Registration:
 
     async def end(self) -> None:
         """Turn the check critical, deregister, and let go of the ownership."""
+        try:
+            await self._deregister()
+        finally:
+            # Also when it is given up: a file that is collected later would take the lock with it
+            # that another mesh of this process holds by then.
+            self._lock.release()
+
+    async def _deregister(self) -> None:
         # Also after a registration that was cut short: the agent may have taken it.
         if self._sent:
             self._sent = self.registered = False
@@ -143,7 +151,6 @@ class Registration:
                 self._told(False)
             except AgentError as error:
                 _log.warning("deregistration of %s: %s", self._settings.instance_id, error)
-        self._lock.release()
 
     async def _register(self) -> None:
         self._sent = True
@@ -164,7 +171,8 @@ def _expect_200(status: int, body: object) -> None:
 
 
 def _private_folder() -> Path:
-    base = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
+    named = os.environ.get("XDG_RUNTIME_DIR", "")
+    base = Path(named if os.path.isdir(named) else tempfile.gettempdir())
     folder = base / f"mesh_middleware-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     seen = folder.lstat()
