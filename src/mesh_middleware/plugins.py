@@ -7,6 +7,7 @@ restricting hook that raises means no.
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -44,6 +45,7 @@ class Plugins:
         for plugin in plugins:
             self._manager.register(plugin)
         self._manager.check_pending()
+        self._refuse_coroutines()
         # Asked once: a request whose mesh has no such plugin pays nothing for the hook.
         self.watches_decisions = bool(self._manager.hook.mesh_decision.get_hookimpls())
         self.restricts = bool(self._manager.hook.mesh_restrict.get_hookimpls())
@@ -92,6 +94,18 @@ class Plugins:
         """
         answers = self._manager.hook.mesh_restrict(source=source, facts=facts)
         return not any(answer is False for answer in answers)
+
+    def _refuse_coroutines(self) -> None:
+        # A coroutine that nobody awaits is not False: an async mesh_restrict would permit all.
+        for plugin in self._manager.get_plugins():
+            for caller in self._manager.get_hookcallers(plugin) or ():
+                for implementation in caller.get_hookimpls():
+                    if inspect.iscoroutinefunction(implementation.function):
+                        raise pluggy.PluginValidationError(
+                            implementation.plugin,
+                            f"plugin {implementation.plugin_name!r}: {caller.name} is async; "
+                            "hooks are plain functions",
+                        )
 
     def _tell(self, hook: str, **values: object) -> None:
         # One implementation at a time: pluggy stops at the first that raises, and a plugin must
