@@ -90,6 +90,7 @@ def test_every_option_can_be_set_from_the_environment() -> None:
         "exempt": "/healthz,/ready", "domain": "mesh", "wait": "1m", "check_ttl": "30s",
         "ready_timeout": "500ms", "poll": "2s", "max_answer_bytes": "1000", "plugins": "false",
         "deny_in_handshake": "true", "max_connection_age": "1h",
+        "keep_file": "/keep", "keep_key": "00", "keep_max_age": "24h",
     }  # fmt: skip
     assert set(texts) == set(NAMES)
     settings = load_settings(environ={f"MESH_{k.upper()}": v for k, v in texts.items()})
@@ -102,6 +103,7 @@ def test_every_option_can_be_set_from_the_environment() -> None:
         mode="shadow", reading="envoy", exempt=("/healthz", "/ready"), domain="mesh", wait=60.0,
         check_ttl=30.0, ready_timeout=0.5, poll=2.0, max_answer_bytes=1000, plugins=False,
         deny_in_handshake=True, max_connection_age=3600.0,
+        keep_file="/keep", keep_key="00", keep_max_age=86400.0,
     )  # fmt: skip
 
 

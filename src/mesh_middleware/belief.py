@@ -18,8 +18,10 @@ from datetime import datetime
 
 from .certificates import KeyPair, Roots
 from .config import Settings
+from .consul.intentions import parse_match
 from .exceptions import CertificateError
 from .intentions import Intention, compile_policy
+from .keepsake import Kept
 from .snapshot import Snapshot, Trust, Verdict, lost_denies, offer_leaf, offer_roots
 from .tls import Generation
 
@@ -54,6 +56,7 @@ class Belief:
         self._swapped = swapped
         self._trust = Trust()
         self._probed = False
+        self._match: object = None
         self._doubted: tuple[tuple[Intention, ...], float] | None = None
         self._changed = threading.Condition()
 
@@ -82,12 +85,15 @@ class Belief:
         self._probed = True
         self._swap(replace(self.snapshot, default_allow=default_allow))
 
-    def take_intentions(self, told: tuple[Intention, ...], *, regressed: bool) -> bool:
+    def take_intentions(
+        self, told: tuple[Intention, ...], *, regressed: bool, body: object = None
+    ) -> bool:
         """
         Judge intentions that the agent told.
 
         Args:
             regressed: the index went backwards with this answer.
+            body: the agent's answer they were read from, to be kept.
 
         Returns:
             ``False`` when they are doubted and have to be asked for again after `SECOND_LOOK`.
@@ -100,9 +106,29 @@ class Belief:
         if (regressed or self._doubted) and lost_denies(known, told):
             if not self._confirmed(told, moment):
                 return False
-        self._doubted = None
+        self._doubted, self._match = None, body
         self._swap(replace(self.snapshot, intentions=told))
         return True
+
+    def keep(self) -> Kept | None:
+        """What can be kept for a start without the agent; ``None`` before all of it is there."""
+        roots, pair = self._trust.roots, self._trust.pair
+        if roots is None or pair is None or self.snapshot.policy is None:
+            return None
+        return Kept(roots, pair, self._match, self.snapshot.default_allow)
+
+    def restore(self, kept: Kept) -> None:
+        """
+        Believe what was kept, judged like any answer of the agent.
+
+        Raises:
+            AgentAnswerError: the intentions in it cannot be read.
+        """
+        self.take_roots(kept.roots)
+        self.take_leaf(kept.pair)
+        self.take_default(kept.default_allow)
+        told = parse_match(kept.match, self._settings.service)
+        self.take_intentions(told, regressed=False, body=kept.match)
 
     def note(self, code: str, detail: str) -> None:
         """Keep and log, once in a row, what people should know, under a stable code."""

@@ -71,6 +71,9 @@ class Settings:
         deny_in_handshake: whether callers whom no request is allowed are refused in the handshake
             already; else they get a 403, which they can understand.
         max_connection_age: seconds after which a connection ends at its next bytes; 0 never.
+        keep_file: sealed file of the last known good, for starts without the agent; empty is off.
+        keep_key: its key, 32 bytes in hexadecimal or base64. Never shown.
+        keep_max_age: seconds after which it is refused.
         plugins: whether installed plugins are loaded.
     """
 
@@ -106,6 +109,9 @@ class Settings:
     max_answer_bytes: int = MAX_ANSWER_BYTES
     deny_in_handshake: bool = False
     max_connection_age: float = 0.0
+    keep_file: str = ""
+    keep_key: str = field(default="", repr=False)
+    keep_max_age: float = 72 * 3600.0
     plugins: bool = True
 
     @property
@@ -318,6 +324,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "plugins": _flag,
     "deny_in_handshake": _flag,
     "max_connection_age": _seconds(0),
+    "keep_max_age": _seconds(0),
     "tags": _texts,
     "exempt": _texts,
     "meta": _pairs,
@@ -338,7 +345,7 @@ def _convert(name: str, value: Any) -> Any:
     try:
         return read(value)
     except (ValueError, TypeError) as error:
-        shown = "(hidden)" if name in ("token", "auth") else repr(value)
+        shown = "(hidden)" if name in ("token", "auth", "keep_key") else repr(value)
         raise ConfigError(f"{name} = {shown}: {error}") from None
 
 

@@ -14,6 +14,7 @@ import logging
 import threading
 from collections.abc import Callable, Coroutine
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -26,6 +27,7 @@ from .consul.defaults import ask_about_nobody, ask_self
 from .consul.intentions import parse_match
 from .exceptions import MeshError
 from .following import Follower
+from .keepsake import Keepsake, KeepsakeError
 from .plugins import Plugins
 from .registration import BEATS_PER_TTL, OwnerLock, Registration
 from .upstreams import UpstreamWatch
@@ -78,16 +80,15 @@ class Watcher:
         self._client = ConsulClient(settings, transport)
         self._now = now
         self._swept = swept
+        self._keepsake = _keepsake(settings)
         self.follower = Follower(
             settings, self._client, now, lambda: belief.snapshot.joined, self._recovered
         )
         self._loop: asyncio.AbstractEventLoop | None = None
         self._running = threading.Event()
-        self._stop: asyncio.Event
-        self._probe_now: asyncio.Event
-        self._beat_now: asyncio.Event
-        self._joined: asyncio.Event
-        self._changed: asyncio.Event
+        self._stop, self._probe_now = asyncio.Event(), asyncio.Event()
+        self._beat_now, self._joined = asyncio.Event(), asyncio.Event()
+        self._changed, self._keep_now = asyncio.Event(), asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._registration: Registration | None = None
         self._keeper: asyncio.Task[None] | None = None
@@ -95,7 +96,13 @@ class Watcher:
         self._thread = threading.Thread(target=self._run, name="mesh_middleware", daemon=True)
 
     def start(self) -> None:
-        """Start the thread and wait until its loop runs."""
+        """Start the thread and wait until its loop runs; what was kept is believed at once."""
+        if self._keepsake is not None:
+            try:
+                self._belief.restore(self._keepsake.load(self._now().timestamp()))
+                self._belief.note("keepsake_restored", "serving from the last known good")
+            except MeshError as error:
+                self._belief.note("keepsake_refused", str(error))
         self._thread.start()
         self._running.wait()
 
@@ -122,6 +129,7 @@ class Watcher:
         """The snapshot changed, on the watcher's own thread: report the state of the check now."""
         self._beat_now.set()
         self._changed.set()
+        self._keep_now.set()
         if self._belief.snapshot.joined:
             self._joined.set()
 
@@ -133,15 +141,14 @@ class Watcher:
 
     async def _main(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._stop, self._probe_now = asyncio.Event(), asyncio.Event()
-        self._beat_now, self._joined = asyncio.Event(), asyncio.Event()
-        self._changed = asyncio.Event()
         self._registration = self._make_registration()
         self._running.set()
         for work in (self._watch_roots(), self._watch_leaf(), self._watch_intentions()):
             self._spawn(work)
         self._spawn(self._probe_default())
         self._spawn(self._sweep())
+        if self._keepsake is not None:
+            self._spawn(self._keep(self._keepsake))
         if self._registration is not None:
             self._keeper = self._spawn(self._keep_registered(self._registration))
         await self._stop.wait()
@@ -209,22 +216,23 @@ class Watcher:
         await self.follower.watch("leaf", wire.leaf_question(self._settings.service), take)
 
     async def _watch_intentions(self) -> None:
-        service = self._settings.service
-        question = wire.match_question(service)
+        question = wire.match_question(self._settings.service)
 
         async def ask(cursor: watch.Cursor) -> Answer:
             answer = await self._client.ask(question, index=cursor.asked, wait=cursor.wait)
             return answer if answer.index else await self._index_from_list(question, answer)
 
         async def take(answer: Answer, regressed: bool) -> None:
-            told = parse_match(answer.body, service)
             self._after_regress(regressed)
-            if not self._belief.take_intentions(told, regressed=regressed):
+            while not self._take_intentions(answer, regressed):
                 await asyncio.sleep(SECOND_LOOK)
-                again = await self._client.ask(question)
-                self._belief.take_intentions(parse_match(again.body, service), regressed=True)
+                answer, regressed = await self._client.ask(question), True
 
         await self.follower.follow("intentions", ask, take)
+
+    def _take_intentions(self, answer: Answer, regressed: bool) -> bool:
+        told = parse_match(answer.body, self._settings.service)
+        return self._belief.take_intentions(told, regressed=regressed, body=answer.body)
 
     async def _index_from_list(self, question: wire.Question, answer: Answer) -> Answer:
         """
@@ -233,9 +241,7 @@ class Watcher:
         The list's index serves: the match blocks on it. What was matched before the list was read
         may be older than its index, so it is matched again, unless the agent has no index at all.
         """
-        self._belief.take_intentions(
-            parse_match(answer.body, self._settings.service), regressed=False
-        )
+        self._take_intentions(answer, False)
         index = (await self._client.ask(wire.intentions_question())).index
         again = await self._client.ask(question)
         return Answer(again.status, index, again.body, again.headers)
@@ -274,6 +280,18 @@ class Watcher:
             return False
         upstream.give(tuple(found), "a plugin says there is no instance")
         return True
+
+    async def _keep(self, keepsake: Keepsake) -> None:
+        while True:
+            await self._keep_now.wait()
+            self._keep_now.clear()
+            kept = self._belief.keep()
+            if kept is None:
+                continue
+            try:
+                await asyncio.to_thread(keepsake.save, kept, self._now().timestamp())
+            except KeepsakeError as error:
+                self._belief.note("keepsake_not_saved", str(error))
 
     async def _sweep(self) -> None:
         while True:
@@ -359,3 +377,10 @@ class Watcher:
         if snapshot.policy is None:
             return "critical", "no policy yet"
         return "passing", f"ready; leaf valid until {snapshot.leaf.not_after:%FT%TZ}"
+
+
+def _keepsake(settings: Settings) -> Keepsake | None:
+    if not settings.keep_file:
+        return None
+    purpose = f"{settings.service}\n{settings.agent}"
+    return Keepsake(Path(settings.keep_file), settings.keep_key, purpose, settings.keep_max_age)
