@@ -221,10 +221,12 @@ class _Httptools:
     def __init__(self, reading: Reading) -> None:
         self._reading = reading
         self._parser: Any = httptools.HttpResponseParser(self)
-        self._raw = bytearray()
+        self._raw: list[bytes] = []
+        self._held = 0
         self._reason = b""
         self._headers: list[tuple[bytes, bytes]] = []
         self._coding: bytes | None = None
+        self._measured = False
         self._barren = 0
         self._to_the_end = False
         self._over = False
@@ -233,7 +235,8 @@ class _Httptools:
         reading = self._reading
         began, had = bool(reading.status), reading.size
         if not began:
-            self._raw += data
+            self._raw.append(data)
+            self._held += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
@@ -245,7 +248,7 @@ class _Httptools:
                 self._give_up()
             return
         if not reading.status:
-            self._limit(len(self._raw))
+            self._limit(self._held)
         elif began and not reading.complete:
             # Chunk headers and trailers are held in C as long as they like: not here.
             self._barren = 0 if reading.size > had else self._barren + len(data)
@@ -257,7 +260,7 @@ class _Httptools:
 
     def _give_up(self) -> None:
         judge = self._reading._engine = _H11(self._reading)
-        judge.feed(bytes(self._raw))
+        judge.feed(b"".join(self._raw))
 
     def end(self) -> None:
         reading = self._reading
@@ -287,7 +290,10 @@ class _Httptools:
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self._reading.status:
             # llhttp keeps blanks after a value; they are no part of it (RFC 9112, 5.1).
-            if len(name) == 17 and name.lower() == b"transfer-encoding":
+            length = len(name)
+            if length == 14 and name.lower() == b"content-length":
+                self._measured = True
+            elif length == 17 and name.lower() == b"transfer-encoding":
                 self._coding = value = value.lower()
             self._headers.append((name, value.rstrip(b" \t")))
 
@@ -296,10 +302,11 @@ class _Httptools:
             return
         status, version = self._parser.get_status_code(), self._parser.get_http_version()
         # Raising here makes h11 judge the same bytes: these are the places where llhttp is laxer.
-        if not _REASON.fullmatch(self._reason) or not self._raw.startswith(b"HTTP/"):
+        if not _REASON.fullmatch(self._reason) or not b"".join(self._raw).startswith(b"HTTP/"):
             raise ValueError("a status line h11 may refuse")
         if 100 <= status < 200 and status != 101:
             self._headers, self._reason = [], b""
+            self._coding, self._measured = None, False
             return
         self._check(status, version)
         reading = self._reading
@@ -310,13 +317,9 @@ class _Httptools:
     def _check(self, status: int, version: str) -> None:
         if status < 200 or version not in ("1.1", "1.0"):
             raise ValueError("not an answer to an ordinary request")
-        if self._coding is not None:
-            if self._coding != b"chunked":
-                raise ValueError("only one coding is known: chunked")
-        else:
-            self._to_the_end = not any(
-                len(name) == 14 and name.lower() == b"content-length" for name, _ in self._headers
-            )
+        if self._coding not in (None, b"chunked"):
+            raise ValueError("only one coding is known: chunked")
+        self._to_the_end = self._coding is None and not self._measured
 
     def on_body(self, part: bytes) -> None:
         if not self._reading.complete:

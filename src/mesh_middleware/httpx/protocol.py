@@ -12,6 +12,7 @@ requests has no `reading`: whatever arrives then is nobody's, and ends it.
 from __future__ import annotations
 
 import asyncio
+import math
 import select
 from typing import Any, cast
 
@@ -61,7 +62,9 @@ class Connection(asyncio.Protocol):
         self._loop = loop
         self._live = live
         self._failure: Exception | None = None
-        self._waiters: list[asyncio.Future[None]] = []
+        self._waiters: list[tuple[asyncio.Future[None], float, type[httpx.TimeoutException]]] = []
+        self._due = math.inf
+        self._timer: asyncio.TimerHandle | None = None
         self._poll = select.poll()
         self._full = False
         self._burst = 0
@@ -92,11 +95,19 @@ class Connection(asyncio.Protocol):
         if reading.size + len(reading.rest) > HIGH_WATER and not self._reading_paused:
             self._reading_paused = True
             self.transport.pause_reading()
-        self._wake()
+        if reading.complete:
+            self._wake()
+        else:
+            # One turn of the loop later: servers write head and body one after the other, and the
+            # task that waits should be woken once for both.
+            self._loop.call_soon(self._wake)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """It is closed, by whomever."""
         self._live.discard(self)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         if not self.lost.done():
             self.lost.set_result(None)
         reading = self.reading
@@ -252,33 +263,44 @@ class Connection(asyncio.Protocol):
             await self._wait(patience, httpx.WriteTimeout)
 
     async def _wait(self, patience: float | None, kind: type[httpx.TimeoutException]) -> None:
-        waiter = self._loop.create_future()
+        deadline = math.inf if patience is None else self._loop.time() + patience
+        waiter = (self._loop.create_future(), deadline, kind)
         self._waiters.append(waiter)
-        timer = None
-        if patience is not None:
-            timer = self._loop.call_later(patience, _expire, waiter, kind)
+        if deadline < self._due:
+            self._arm(deadline)
         try:
-            await waiter
+            await waiter[0]
         finally:
             self._waiters.remove(waiter)
-            if timer is not None:
-                timer.cancel()
+
+    def _arm(self, when: float) -> None:
+        # One timer serves many waits: it is left running when a wait ends, and looks, when it
+        # fires, whose time is really up. Setting one for each wait would cost more than the wait.
+        if self._timer is not None:
+            self._timer.cancel()
+        self._due, self._timer = when, self._loop.call_at(when, self._expire)
+
+    def _expire(self) -> None:
+        self._due, self._timer = math.inf, None
+        now, following = self._loop.time(), math.inf
+        for future, deadline, kind in self._waiters:
+            if deadline > now:
+                following = min(following, deadline)
+            elif not future.done():
+                future.set_exception(kind("the other end took too long"))
+        if following < math.inf:
+            self._arm(following)
 
     def _wake(self) -> None:
         # Two at most: on an upgraded connection one task may read while another writes.
-        for waiter in self._waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+        for future, _, _ in self._waiters:
+            if not future.done():
+                future.set_result(None)
 
     def _fail(self, error: Exception) -> None:
         self._failure = error
         self.abort()
         self._wake()
-
-
-def _expire(waiter: asyncio.Future[None], kind: type[httpx.TimeoutException]) -> None:
-    if not waiter.done():
-        waiter.set_exception(kind("the other end took too long"))
 
 
 class Stream:

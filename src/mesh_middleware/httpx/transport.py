@@ -202,12 +202,15 @@ def _patience(request: httpx.Request) -> float:
 
 
 def _dress(answer: Answer, target: Target) -> MeshResponse:
-    info = MeshInfo(target.name, answer.endpoint, answer.attempts)
+    info = target.info
+    if info is None or info.instance is not answer.endpoint or info.attempts != answer.attempts:
+        info = target.info = MeshInfo(target.name, answer.endpoint, answer.attempts)
+    answer.extensions["mesh"] = info
     return MeshResponse(
         answer.status,
         headers=answer.headers,
         stream=answer.stream,
-        extensions={**answer.extensions, "mesh": info},
+        extensions=answer.extensions,
     )
 
 

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from ..exceptions import AgentError, MeshError, NotReadyError, ResolveError
 from ..identity import ServiceId
 from ..resolve import Endpoint, Resolver, Upstream, parse_upstream
+from .denial import MeshInfo
 from .errors import MeshConnectError, MeshNotReadyError, NoHealthyInstanceError, UpstreamNameError
 
 PATIENCE = 30.0
@@ -89,6 +90,8 @@ class Target:
     def __init__(self, upstream: Upstream, mesh: MeshLike, resolver: Resolver | None) -> None:
         self.upstream = upstream
         self.name = str(upstream)
+        self.info: MeshInfo | None = None
+        """The last answer's, for the next from the same instance."""
         self._mesh = mesh
         self._resolver = resolver
         self._watch: WatchLike | None = None

@@ -22,6 +22,13 @@ _LENGTH = re.compile(rb"[0-9]{1,20}")
 _IDEMPOTENT = frozenset({"GET", "HEAD", "PUT", "DELETE", "OPTIONS", "TRACE"})
 """Methods that may be sent again. Source: RFC 9110, 9.2.2."""
 
+_REMEMBERED = frozenset({b"accept", b"accept-encoding", b"accept-language", b"user-agent"})
+_HARMLESS = ((b"Connection", b"keep-alive"), (b"Content-Type", b"application/json"))
+MAX_PLAIN = 256
+_plain: dict[tuple[bytes, bytes], bytes] = {}
+"""Lines judged before: what nearly every request of a client repeats. Never one that frames a
+request or may be a secret."""
+
 
 class Outgoing:
     """
@@ -93,22 +100,22 @@ class Outgoing:
         lines = [b"%b %b HTTP/1.1\r\n" % (method, target)]
         hosts = 0
         lengths: list[bytes] = []
-        for name, value in request.headers.raw:
-            if not _TOKEN.fullmatch(name) or not _VALUE.fullmatch(value):
-                raise httpx.LocalProtocolError(f"Illegal header {name!r}: {_shown(name, value)}")
-            line = b"%b: %b\r\n" % (name, value)
+        for field in request.headers.raw:
+            line = _plain.get(field)
+            if line is None:
+                name = field[0].lower()
+                line = _write_line(name, field)
+                if name == b"host":
+                    hosts += 1
+                elif name == b"content-length":
+                    lengths.append(line)
+                elif name == b"transfer-encoding":
+                    self._chunk(field[1])
+                elif name == b"connection":
+                    self.closes |= b"close" in field[1].lower().replace(b" ", b"").split(b",")
+                elif name == b"upgrade":
+                    self.upgrades = True
             lines.append(line)
-            # By length first: few headers matter here.
-            if len(name) == 4 and name.lower() == b"host":
-                hosts += 1
-            elif len(name) == 14 and name.lower() == b"content-length":
-                lengths.append(line)
-            elif len(name) == 17 and name.lower() == b"transfer-encoding":
-                self._chunk(value)
-            elif len(name) == 10 and name.lower() == b"connection":
-                self.closes |= b"close" in value.lower().replace(b" ", b"").split(b",")
-            elif len(name) == 7 and name.lower() == b"upgrade":
-                self.upgrades = True
         if hosts != 1:
             raise httpx.LocalProtocolError("A request has exactly one Host header")
         if self._chunked:
@@ -122,6 +129,15 @@ class Outgoing:
         if self._chunked or value.lower() != b"chunked":
             raise httpx.LocalProtocolError("Only one Transfer-Encoding is known: chunked")
         self._chunked = True
+
+
+def _write_line(name: bytes, field: tuple[bytes, bytes]) -> bytes:
+    if not _TOKEN.fullmatch(name) or not _VALUE.fullmatch(field[1]):
+        raise httpx.LocalProtocolError(f"Illegal header {name!r}: {_shown(name, field[1])}")
+    line = b"%b: %b\r\n" % field
+    if (name in _REMEMBERED or field in _HARMLESS) and len(_plain) < MAX_PLAIN and len(line) < 256:
+        _plain[field] = line
+    return line
 
 
 def _measure(lines: list[bytes]) -> int:
