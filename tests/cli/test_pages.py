@@ -68,3 +68,13 @@ def test_a_command_on_a_page_exists(run: Run, line: str) -> None:
     words = line.split()
     depth = 2 if words[0] == "intention" else 1
     assert run(*words[:depth], "--help")[0] == 0
+
+
+@pytest.mark.parametrize(
+    "app",
+    [*ROOT.glob("examples/*/[!t]*.py"), ROOT / "examples/flask_tax/tax.py"],
+    ids=lambda app: app.name,
+)
+def test_an_example_app_is_short(app: Path) -> None:
+    """Under sixty lines, or nobody reads it."""
+    assert len(app.read_text().splitlines()) < 60

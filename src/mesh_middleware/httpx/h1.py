@@ -7,8 +7,8 @@ otherwise. Both fill a `Reading`. Knows no sockets: bytes come in by `feed` and 
 Theory. h11 is what httpx itself reads with, so h11 is the judge of what an answer means.
 httptools is twenty times as fast and differs at the edges. Where it refuses a head, the same bytes
 go to h11, whose word then counts; where it is laxer (versions, codings, statuses) it is held to
-h11's rules here; and answers with a framing of their own (HEAD, CONNECT, Upgrade) go to h11 at
-once. Each answer gets a new parser, so nothing of one can leak into the next; bytes after its
+h11's rules here; and answers with a framing of their own (HEAD, CONNECT, Upgrade, any 1xx) go to
+h11 at once. Each answer gets a new parser, so nothing of one can leak into the next; bytes after its
 end make the connection unfit for another.
 
 Source: RFC 9112, 4 to 7 and 9.3.
@@ -304,10 +304,6 @@ class _Httptools:
         # Raising here makes h11 judge the same bytes: these are the places where llhttp is laxer.
         if not _REASON.fullmatch(self._reason) or not b"".join(self._raw).startswith(b"HTTP/"):
             raise ValueError("a status line h11 may refuse")
-        if 100 <= status < 200 and status != 101:
-            self._headers, self._reason = [], b""
-            self._coding, self._measured = None, False
-            return
         self._check(status, version)
         reading = self._reading
         reading.status, reading.reason, reading.headers = status, self._reason, self._headers
@@ -316,7 +312,7 @@ class _Httptools:
 
     def _check(self, status: int, version: str) -> None:
         if status < 200 or version not in ("1.1", "1.0"):
-            raise ValueError("not an answer to an ordinary request")
+            raise ValueError("an interim answer, or none to an ordinary request")
         if self._coding not in (None, b"chunked"):
             raise ValueError("only one coding is known: chunked")
         self._to_the_end = self._coding is None and not self._measured

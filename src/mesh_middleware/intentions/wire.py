@@ -24,10 +24,13 @@ Header = tuple[bytes, bytes]
 
 METHODS = frozenset(
     b"ACL BIND CHECKOUT COPY DELETE GET HEAD LINK LOCK MERGE MKACTIVITY MKCALENDAR MKCOL MOVE"
-    b" MSEARCH NOTIFY OPTIONS PATCH POST PROPFIND PROPPATCH PURGE PUT QUERY REBIND REPORT SEARCH SOURCE"
-    b" SUBSCRIBE TRACE UNBIND UNLINK UNLOCK UNSUBSCRIBE".split()
+    b" MSEARCH NOTIFY OPTIONS PATCH POST PROPFIND PROPPATCH PURGE PUT QUERY REBIND REPORT SEARCH"
+    b" SOURCE SUBSCRIBE TRACE UNBIND UNLINK UNLOCK UNSUBSCRIBE".split()
 )
-"""Methods that reach the rules; QUERY only with a content-type. CONNECT is known too, but has no route on a public listener."""
+"""
+Methods that reach the rules; QUERY only with a content-type. CONNECT is known too, but has no route
+on a public listener.
+"""
 
 MAX_HEAD = 61_440
 """Bytes of request line and headers together, the blank line included: 60 KiB."""

@@ -13,6 +13,7 @@ import platform
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -34,6 +35,9 @@ from .stage import LeftOutError, Stage, StepFailedError
 
 _OURS = (("invoice", "tax"), ("*", "tax"))
 """The intentions that the steps write."""
+
+_LAST_WORDS = 0.5
+"""Seconds until what a process has to say about a failure is in its log."""
 
 
 def demo(*, consul: Path | None, use_existing: bool, json_file: Path | None) -> int:
@@ -165,6 +169,8 @@ def _tidy(rules: Rules) -> None:
 
 
 def _show_logs(stage: Stage) -> None:
+    # A server writes its traceback after the 500 that we have just seen.
+    threading.Event().wait(_LAST_WORDS)
     for service in stage.services:
         _show_log(service, stage.screen)
     _show_agent_log(stage.agent, stage.screen)

@@ -306,7 +306,9 @@ def _call_until(
 
 
 def _still(passed: int) -> str:
-    return f"{passed} calls still passed" if passed else "the very next call"
+    if not passed:
+        return "the very next call"
+    return "one call still passed" if passed == 1 else f"{passed} calls still passed"
 
 
 def _line(call: Call, when: str) -> str:

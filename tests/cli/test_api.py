@@ -1,0 +1,100 @@
+"""How commands reach an agent: by socket file, over verified TLS, and what bad answers become."""
+
+from __future__ import annotations
+
+import socketserver
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+
+import pytest
+
+from mesh_middleware.cli.api import AgentApi, NoSuchThingError, RejectedError, connect
+from mesh_middleware.exceptions import (
+    AgentAnswerError,
+    AgentRefusedError,
+    AgentUnavailableError,
+)
+from tests.support.certs import Ca
+
+Serve = Callable[..., None]
+
+
+class Answering(BaseHTTPRequestHandler):
+    """Answers every request with what its server was told to."""
+
+    def do_GET(self) -> None:
+        self.server.seen = dict(self.headers)  # type: ignore[attr-defined]
+        status, body = self.server.answer  # type: ignore[attr-defined]
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def prepare(server: socketserver.BaseServer, status: int, body: bytes, stack: ExitStack) -> None:
+    server.answer = (status, body)  # type: ignore[attr-defined]
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    stack.callback(server.server_close)
+    stack.callback(thread.join, 10)
+    stack.callback(server.shutdown)
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as found:
+        yield found
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "error"),
+    [
+        (200, b"not json", AgentAnswerError),
+        (403, b"Permission denied", AgentRefusedError),
+        (404, b"", NoSuchThingError),
+        (429, b"Rate limit reached, try again later", AgentUnavailableError),
+        (500, b"No cluster leader", AgentUnavailableError),
+        (500, b"Sources[0].Action must be set", RejectedError),
+    ],
+    ids=["no JSON", "token", "nothing there", "too many", "no leader", "a bad write"],
+)
+def test_what_is_wrong_has_its_own_error(
+    stack: ExitStack, status: int, body: bytes, error: type[Exception]
+) -> None:
+    """So that a command can say whose fault it is."""
+    server = socketserver.TCPServer(("127.0.0.1", 0), Answering)
+    prepare(server, status, body, stack)
+    with AgentApi(f"http://127.0.0.1:{server.server_address[1]}") as api:
+        with pytest.raises(error):
+            api.get("/v1/anything")
+
+
+def test_an_agent_behind_a_socket_file_is_reached(
+    stack: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``unix://``, as Consul's own tools write it, with user and password when they are set."""
+    server = socketserver.UnixStreamServer(str(tmp_path / "agent"), Answering)
+    prepare(server, 200, b"[]", stack)
+    monkeypatch.setenv("CONSUL_HTTP_AUTH", "user:word")
+    with connect(f"unix://{tmp_path}/agent") as api:
+        assert (api.get("/v1/connect/intentions"), api.port) == ([], 80)
+    assert server.seen["Authorization"].startswith("Basic ")  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def secure(stack: ExitStack, ca: Ca, tmp_path: Path) -> str:
+    """Address of an agent over TLS, whose CA is in ``ca.pem``."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    chain, key = ca.server_pair(tmp_path)
+    context.load_cert_chain(chain, key)
+    server = socketserver.TCPServer(("127.0.0.1", 0), Answering)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    prepare(server, 200, b"[]", stack)
+    return f"https://127.0.0.1:{server.server_address[1]}"
