@@ -8,8 +8,8 @@ Theory. h11 is what httpx itself reads with, so h11 is the judge of what an answ
 httptools is twenty times as fast and differs at the edges. Where it refuses a head, the same bytes
 go to h11, whose word then counts; where it is laxer (versions, codings, statuses) it is held to
 h11's rules here; and answers with a framing of their own (HEAD, CONNECT, Upgrade, any 1xx) go to
-h11 at once. Each answer gets a new parser, so nothing of one can leak into the next; bytes after its
-end make the connection unfit for another.
+h11 at once. Each answer gets a new parser, so nothing of one can leak into the next; bytes after
+its end make the connection unfit for another.
 
 Source: RFC 9112, 4 to 7 and 9.3.
 """
