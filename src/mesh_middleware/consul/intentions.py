@@ -83,7 +83,7 @@ HEADER_FIELDS = {
 }
 JWT_FIELDS = {"Providers": "any of them satisfies; empty demands nothing"}
 PROVIDER_FIELDS = {"Name": "of a jwt-provider entry", "VerifyClaims": "all of them have to hold"}
-CLAIM_FIELDS = {"Path": "nested keys", "Value": "equal to the claim, or one of its list"}
+CLAIM_FIELDS = {"Path": "nested keys", "Value": "equal to the claim, which has to be a text"}
 SOURCE_FIELDS = {
     "Name": "SourceName",
     "Namespace": "SourceNS",
