@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx
 
-from mesh_middleware.dev import DevAgent
+from mesh_middleware.dev import DevAgent, Faults
 
 
 def test_mesh_agent_is_a_fresh_agent(mesh_agent: DevAgent) -> None:
@@ -63,3 +63,10 @@ def test_plugin_costs_nothing_where_it_is_not_used() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
     assert done.stdout == "[]\n", done.stderr
+
+
+def test_mesh_faults_are_those_of_the_agent(mesh_agent: DevAgent, mesh_faults: Faults) -> None:
+    """A fault that a test begins is met by whoever asks, and ends with its block."""
+    with mesh_faults.begin("fail", "roots"):
+        assert httpx.get(mesh_agent.url + "/v1/agent/connect/ca/roots").status_code == 500
+    assert httpx.get(mesh_agent.url + "/v1/agent/connect/ca/roots").status_code == 200

@@ -1,8 +1,9 @@
 """
 Fixtures for tests of services in the mesh, for users' tests too.
 
-Owns `mesh_agent` (a dev agent on a free port), `mesh_agents` (as many as wanted, with options) and
-`mesh_identity` (a TLS context that calls as some service). Nothing of this package is imported
+Owns `mesh_agent` (a dev agent on a free port), `mesh_agents` (as many as wanted, with options),
+`mesh_faults` (what goes wrong with it on purpose) and `mesh_identity` (a TLS context that calls as
+some service). Nothing of this package is imported
 until a test asks for one of them: the plugin costs nothing where it is not used.
 """
 
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from .dev import DevAgent
+    from .dev import DevAgent, Faults
 
 
 @pytest.fixture
@@ -43,6 +44,17 @@ def mesh_agents() -> Iterator[Callable[..., DevAgent]]:
 def mesh_agent(mesh_agents: Callable[..., DevAgent]) -> DevAgent:
     """A dev agent on a free port: default policy allow, ACLs off, nothing registered."""
     return mesh_agents()
+
+
+@pytest.fixture
+def mesh_faults(mesh_agent: DevAgent) -> Faults:
+    """
+    What goes wrong with `mesh_agent` on purpose.
+
+    Example:
+        ``with mesh_faults.begin("stall", "leaf"): ...``
+    """
+    return mesh_agent.faults
 
 
 @pytest.fixture

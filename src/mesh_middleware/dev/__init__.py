@@ -7,11 +7,14 @@ so that neither hides the other's mistakes. Loopback only: it hands out keys to 
 
 from .acl import Token, management_token, service_token
 from .agent import DevAgent
+from .faults import Fault, Faults
 from .http import Answer, Refusal, Request
 
 __all__ = [
     "Answer",
     "DevAgent",
+    "Fault",
+    "Faults",
     "Refusal",
     "Request",
     "Token",

@@ -18,6 +18,7 @@ from .acl import Acl, Token
 from .app import AgentApp, Interpose
 from .decode import decode_body
 from .entries import read_entry
+from .faults import Faults
 from .routes_intentions import remove_intention, set_intention
 from .schemas import INTENTION, SERVICE
 from .server import AgentServer, check_loopback
@@ -152,6 +153,11 @@ class DevAgent:
     @interpose.setter
     def interpose(self, hook: Interpose | None) -> None:
         self.app.interpose = hook
+
+    @property
+    def faults(self) -> Faults:
+        """What goes wrong on purpose: ``with agent.faults.begin("stall", "leaf"): ...``."""
+        return self.app.faults
 
     # Short-cuts for tests and demos
 

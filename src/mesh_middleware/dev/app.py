@@ -17,8 +17,11 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
+from ..exceptions import ConfigError
 from . import routes_agent, routes_catalog, routes_connect, routes_intentions
-from .http import DEFAULT_WAIT, MAX_WAIT, Answer, Refusal, Request
+from .faults import PATH as FAULTS_PATH
+from .faults import Fault, Faults, deliver, read_fault
+from .http import DEFAULT_WAIT, EMPTY, MAX_WAIT, Answer, Refusal, Request
 from .index import Watch
 from .routing import Call, Route, Table
 from .state import State
@@ -49,13 +52,15 @@ class AgentApp:
         after_write: called after the answer to a write has gone out.
 
     Attributes:
-        interpose: the one place where a test can delay or replace answers: awaited with each
-            request; an answer is sent as it is, None lets the agent answer.
+        interpose: where a test can delay or replace answers: awaited with each request; an answer
+            is sent as it is, None lets the agent answer.
+        faults: what goes wrong on purpose.
     """
 
     def __init__(self, state: State, after_write: Callable[[], None]) -> None:
         self.state = state
         self.interpose: Interpose | None = None
+        self.faults = Faults(state)
         self.on_startup: Callable[[], None] = lambda: None
         self.stopping = False
         self._after_write = after_write
@@ -85,14 +90,57 @@ class AgentApp:
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = await _read(scope, receive)
-        answer = await self._answer(request, receive)
-        if answer is None:
+        if request.path == FAULTS_PATH:
+            await self._send(request, self._set_faults(request), send)
+            return
+        gone: asyncio.Future[Any] = asyncio.ensure_future(receive())
+        try:
+            await self._serve(request, gone, send)
+        finally:
+            gone.cancel()
+
+    async def _serve(self, request: Request, gone: asyncio.Future[Any], send: Send) -> None:
+        answer, cut = await self._answer_within(request, gone)
+        # Asked again: a question that was held meets the fault that began meanwhile.
+        fault = cut or self.faults.find(request)
+        if fault is not None and fault.kind == "stall":
+            await self.faults.hold(request, gone)
+            fault = self.faults.find(request)
+        if fault is not None and fault.is_limit and not cut:
+            fault = None  # answered in time
+        if answer is None or gone.done():
             return  # the client has hung up
-        await self._send(request, answer, send)
+        await self._send(request, answer, send, fault, gone)
         if request.method not in ("GET", "HEAD", "OPTIONS"):
             self._after_write()
 
-    async def _answer(self, request: Request, receive: Receive) -> Answer | None:
+    async def _answer_within(
+        self, request: Request, gone: asyncio.Future[Any]
+    ) -> tuple[Answer | None, Fault | None]:
+        fault = self.faults.find(request)
+        if fault is None or not fault.is_limit:
+            return await self._answer(request, gone), None
+        answering = asyncio.ensure_future(self._answer(request, gone))
+        done, _ = await asyncio.wait({answering}, timeout=fault.seconds)
+        if done:
+            return answering.result(), None
+        answering.cancel()
+        return EMPTY, fault
+
+    def _set_faults(self, request: Request) -> Answer:
+        try:
+            if request.method == "PUT":
+                self.faults.begin(**read_fault(request.body))
+            elif request.method == "DELETE":
+                self.faults.end()
+        except ConfigError as error:
+            return Answer(str(error), 400)
+        return Answer(
+            [{"kind": f.kind, "on": f.on, "hits": f.hits} for f in self.faults.held],
+            headers=(("Content-Type", "application/json"),),
+        )
+
+    async def _answer(self, request: Request, gone: asyncio.Future[Any]) -> Answer | None:
         if len(request.body) > MAX_BODY:
             return Answer("Request body too large", 413)
         try:
@@ -100,14 +148,21 @@ class AgentApp:
                 replaced = await self.interpose(request)
                 if replaced is not None:
                     return replaced
-            return await self._dispatch(request, receive)
+            await self.faults.hold(request, gone)
+            return await self._dispatch(request, gone)
         except Refusal as refusal:
             return Answer(refusal.text, refusal.status)
         except Exception:
             log.exception("%s %s failed in the dev agent", request.method, request.path)
             return Answer("Internal error of the dev agent", 500)
 
-    async def _dispatch(self, request: Request, receive: Receive) -> Answer | None:
+    async def _dispatch(self, request: Request, gone: asyncio.Future[Any]) -> Answer | None:
+        fault = self.faults.find(request)
+        if fault is not None:
+            refused = self.faults.refusal(fault)
+            if refused is not None:
+                return refused
+            request = self.faults.ask(fault, request)
         found = self._table.find(request.path)
         if found is None:
             return Answer(b"", 404)
@@ -127,7 +182,7 @@ class AgentApp:
         request.index(), request.wait()  # refuse bad ones even where nothing blocks
         if not call.blocking:
             return self._handle(route, call)
-        return await self._block(route, route.topics(call), call, receive)
+        return await self._block(route, route.topics(call), call, gone)
 
     def _handle(self, route: Route, call: Call) -> Answer:
         self.state.tick()
@@ -135,28 +190,27 @@ class AgentApp:
             return route.handler(call)
 
     async def _block(
-        self, route: Route, topics: tuple[str, ...], call: Call, receive: Receive
+        self, route: Route, topics: tuple[str, ...], call: Call, gone: asyncio.Future[Any]
     ) -> Answer | None:
         loop = asyncio.get_running_loop()
         until = loop.time() + _patience(route, call.request)
-        gone: asyncio.Future[Any] = asyncio.ensure_future(receive())
-        waited = False
-        try:
-            with Watch(self.state.index, topics) as watch:
-                while True:
-                    watch.rearm()
-                    answer = self._handle(route, call)
-                    left = until - loop.time()
-                    if _is_news(answer, call.request) or left <= 0:
-                        return _as_cached(answer, waited) if route.cached else answer
-                    if self.stopping:
-                        return Answer("The agent is shutting down", 500)
-                    if gone.done():
-                        return None
-                    waited = True
-                    await watch.wait(gone, min(left, self._until_due(route, call)))
-        finally:
-            gone.cancel()
+        waited, fault = False, self.faults.find(call.request)
+        with Watch(self.state.index, topics) as watch:
+            while True:
+                watch.rearm()
+                answer = self._handle(route, call)
+                left = until - loop.time()
+                if _is_news(answer, call.request) or left <= 0:
+                    return _as_cached(answer, waited) if route.cached else answer
+                if self.stopping:
+                    return Answer("The agent is shutting down", 500)
+                found = self.faults.find(call.request)
+                if found is not None and found is not fault:
+                    return self.faults.refusal(found) or answer
+                if gone.done():
+                    return None
+                waited = True
+                await watch.wait(gone, min(left, self._until_due(route, call)))
 
     def _until_due(self, route: Route, call: Call) -> float:
         due = route.due(call)
@@ -165,12 +219,26 @@ class AgentApp:
         # A little late rather than a little early: an early look would find nothing and spin.
         return max(0.0, (due - self.state.now()).total_seconds()) + 0.001
 
-    async def _send(self, request: Request, answer: Answer, send: Send) -> None:
+    async def _send(
+        self,
+        request: Request,
+        answer: Answer,
+        send: Send,
+        fault: Fault | None = None,
+        gone: asyncio.Future[Any] | None = None,
+    ) -> None:
+        if fault is not None:
+            answer = self.faults.bend(fault, request, answer)
+            self.faults.hit(fault)
         body, content_type = answer.encode(pretty=request.flag("pretty"))
         known = self._table.find(request.path) is not None
         headers = self._headers(answer, content_type) if known else []
         headers.append((b"content-length", str(len(body)).encode()))
-        await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+        start = {"type": "http.response.start", "status": answer.status, "headers": headers}
+        if fault is not None and gone is not None:
+            await deliver(fault, start, body, send, gone)
+            return
+        await send(start)
         await send({"type": "http.response.body", "body": body})
 
     def _headers(self, answer: Answer, content_type: str) -> list[tuple[bytes, bytes]]:
