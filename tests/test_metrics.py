@@ -14,8 +14,8 @@ LINE = re.compile(r'(\w+)\{service="((?:[^"\\]|\\.)*)"(?:,reason="(\w+)")?\} (-?
 def test_every_metric_is_written_once_with_type_and_help() -> None:
     """Each name has its HELP and TYPE, and one sample; decisions one per reason."""
     mesh = Mesh("tax")
-    mesh.counts[Reason.NO_PEER] += 2
-    mesh.counts[Reason.INTENTION_ALLOW] += 1
+    mesh.counts[Reason.NO_PEER] = 2
+    mesh.counts[Reason.INTENTION_ALLOW] = 1
     lines = render_metrics(mesh.status()).splitlines()
     samples = [found for line in lines if (found := LINE.fullmatch(line))]
     assert len(samples) + 2 * len(METRICS) == len(lines)

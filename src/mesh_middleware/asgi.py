@@ -76,7 +76,8 @@ class MeshAuthz:
             await _refuse(scope, receive, send, verdict.decision)
             return
         caller = verdict.caller
-        inner = {**scope, "state": {**scope.get("state", {}), "mesh": caller}}
+        inner = dict(scope)
+        inner["state"] = {**scope.get("state", {}), "mesh": caller}
         if caller.mesh is not self._heard and caller.mesh is not None:
             self._heard = caller.mesh
             caller.mesh.after_change(self._live.sweep_soon)

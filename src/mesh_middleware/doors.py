@@ -107,7 +107,17 @@ class Door:
         """Judge one request. Whatever fails here, fails closed."""
         mesh = self._mesh or running_mesh()
         try:
-            return self._judge(mesh, peer, facts)
+            if mesh is None or self._exempt or mesh.settings.exempt:
+                settled = self._settle(mesh, peer, facts)
+                if settled is not None:
+                    return settled
+            assert mesh is not None
+            found = mesh.decide(peer, facts)
+            if found.allowed:
+                return self._pass(peer, found, mesh)
+            if peer is None:
+                self._tell_plain(peer)
+            return Verdict(self._in_shadow(mesh, facts, found), Caller(peer, found, mesh))
         except Exception:
             _log.exception("judging failed; the request is denied")
             return Verdict(False, Caller(peer, _ERROR, mesh))
@@ -118,19 +128,14 @@ class Door:
         if mesh is not None:
             mesh.close()
 
-    def _judge(self, mesh: Mesh | None, peer: Peer | None, facts: RequestFacts) -> Verdict:
-        exempt = self._exempt or (mesh is not None and mesh.settings.exempt)
-        if exempt and self._is_exempt(mesh, facts):
+    def _settle(self, mesh: Mesh | None, peer: Peer | None, facts: RequestFacts) -> Verdict | None:
+        """Judge without a mesh, or what is exempt; ``None`` leaves it to the intentions."""
+        if self._is_exempt(mesh, facts):
             return Verdict(True, Caller(peer, _EXEMPT, mesh))
-        if mesh is None:
-            self._tell_plain(peer)
-            return Verdict(False, Caller(peer, _NOBODY if peer is None else _NO_POLICY, None))
-        found = mesh.decide(peer, facts)
-        if found.allowed:
-            return self._pass(peer, found, mesh)
-        if peer is None:
-            self._tell_plain(peer)
-        return Verdict(self._in_shadow(mesh, facts, found), Caller(peer, found, mesh))
+        if mesh is not None:
+            return None
+        self._tell_plain(peer)
+        return Verdict(False, Caller(peer, _NOBODY if peer is None else _NO_POLICY, None))
 
     def _pass(self, peer: Peer | None, found: Decision, mesh: Mesh) -> Verdict:
         # One peer's requests mostly get one decision, the same object: so they can share the two

@@ -15,7 +15,6 @@ import os
 import threading
 import time
 import weakref
-from collections import Counter
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from types import TracebackType
@@ -79,7 +78,7 @@ class Mesh:
         if settings is not None and (service is not None or options):
             raise ConfigError("give settings, or a service name and options, not both")
         self.settings = settings or load_settings({"service": service, **options})
-        self.counts: Counter[Reason] = Counter()
+        self.counts: dict[Reason, int] = {}
         self._transport = transport
         self._plugins = Plugins(plugins, installed=self.settings.plugins)
         self._clock = clock
@@ -316,7 +315,8 @@ class Mesh:
             The verdict with its reason; also counted, logged and told to plugins.
         """
         verdict = self._judge(peer, facts)
-        self.counts[verdict.reason] += 1
+        counts, reason = self.counts, verdict.reason
+        counts[reason] = counts.get(reason, 0) + 1
         if not verdict.allowed:
             self._log_denial(verdict, peer)
         if self._plugins.watches_decisions:

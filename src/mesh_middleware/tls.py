@@ -62,6 +62,8 @@ _SERVER: Role = "server"
 _CLIENT: Role = "client"
 _PROTOCOLS = {_SERVER: ssl.PROTOCOL_TLS_SERVER, _CLIENT: ssl.PROTOCOL_TLS_CLIENT}
 
+_UNSHAKEN = "the handshake has not passed the gate"
+
 _peer: ContextVar[Peer | None] = ContextVar("mesh_middleware_peer", default=None)
 
 
@@ -96,7 +98,7 @@ class _Gated:
 
     def _demand_gate(self) -> None:
         if self.mesh_peer is None:
-            raise GateError("the handshake has not passed the gate")
+            raise GateError(_UNSHAKEN)
 
     def _pass_gate(self) -> None:
         self.mesh_peer = None
@@ -119,17 +121,25 @@ class GatedObject(_Gated, ssl.SSLObject):
         if self.mesh_standing is not None and self.mesh_peer is not None:
             self.mesh_standing.begin(self, self.mesh_peer, self.mesh_now())
 
+    # Servers call these two several times per request. They stand in for those of `ssl.SSLObject`,
+    # which do no more than pass the call to the same ``_sslobj``, instead of calling them.
+
     def read(self, len: int = 1024, buffer: Any = None) -> Any:
         """Read, or report the end of the connection once its peer may not be believed any more."""
-        self._demand_gate()
-        if self.mesh_standing is not None and self.mesh_standing.over():
+        if self.mesh_peer is None:
+            raise GateError(_UNSHAKEN)
+        standing = self.mesh_standing
+        if standing is not None and standing.over():
             return b"" if buffer is None else 0
-        return super().read(len, buffer)
+        if buffer is None:
+            return self._sslobj.read(len)  # type: ignore[attr-defined]
+        return self._sslobj.read(len, buffer)  # type: ignore[attr-defined]
 
     def write(self, data: Any) -> int:
         """Write, once the gate is passed."""
-        self._demand_gate()
-        return super().write(data)
+        if self.mesh_peer is None:
+            raise GateError(_UNSHAKEN)
+        return self._sslobj.write(data)  # type: ignore[attr-defined,no-any-return]
 
     def unwrap(self) -> None:
         """
