@@ -29,19 +29,38 @@ class NotReadyError(MeshError):
 
 
 class AgentError(MeshError):
-    """The agent did not give what was asked."""
+    """
+    The agent did not give what was asked.
+
+    Args:
+        message: what was asked, and what came instead.
+        code: stable code of the kind of trouble; that of the class unless given.
+    """
+
+    code = "agent_error"
+
+    def __init__(self, message: str, code: str = "") -> None:
+        super().__init__(message)
+        if code:
+            self.code = code
 
 
 class AgentUnavailableError(AgentError):
     """The agent cannot be reached, stalls, or answers with a server error."""
 
+    code = "agent_unreachable"
+
 
 class AgentRefusedError(AgentError):
     """The agent refused the token (403): the message says which permission is needed where."""
 
+    code = "agent_refused"
+
 
 class AgentAnswerError(AgentError):
     """The agent's answer has a shape that breaks its own API."""
+
+    code = "agent_answer"
 
 
 class PeerError(MeshError):
@@ -73,3 +92,11 @@ class IntentionDeniedError(MeshError):
 
 class ResolveError(MeshError):
     """An upstream has no healthy instance, or there is no such upstream."""
+
+
+class BreakerOpenError(ResolveError):
+    """An upstream's instances are all ejected, or its limits are reached: nothing was sent."""
+
+
+class DeadlineError(MeshError):
+    """The time a call may take was over before it could be sent, or sent again."""
