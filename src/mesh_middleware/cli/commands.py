@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import typer
 
-from . import agent, demo, intention, status
+from . import agent, demo, explain, intention, status
 
 app = typer.Typer(
     name="mesh",
@@ -22,4 +22,5 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.command("agent")(agent.agent)
 app.add_typer(intention.app, name="intention")
+app.command("explain")(explain.explain)
 app.command("status")(status.status)

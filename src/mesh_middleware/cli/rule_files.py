@@ -36,7 +36,7 @@ def rule(*, allow: bool | None, permissions: Sequence[str], file: Path | None) -
         return {"Action": "allow" if allow else "deny"}
     if file is None:
         return {"Permissions": [_object(_parse(text, "--permission")) for text in permissions]}
-    data = _read(file)
+    data = read(file)
     if isinstance(data, dict):
         data = data.get("Permissions")
     if not isinstance(data, list) or not data:
@@ -54,7 +54,7 @@ def entries(file: Path) -> list[dict[str, Any]]:
     Raises:
         ConfigError: the file cannot be read, or holds something else.
     """
-    data = _read(file)
+    data = read(file)
     found = [_object(item) for item in (data if isinstance(data, list) else [data])]
     for item in found:
         if not isinstance(item.get("Kind"), str) or not isinstance(item.get("Name"), str):
@@ -62,7 +62,13 @@ def entries(file: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _read(file: Path) -> Any:
+def read(file: Path) -> Any:
+    """
+    Read a file of JSON.
+
+    Raises:
+        ConfigError: it cannot be read, or is no JSON.
+    """
     try:
         return _parse(file.read_text(encoding="utf-8"), str(file))
     except (OSError, UnicodeDecodeError) as error:

@@ -42,6 +42,7 @@ class Question:
         params: query parameters.
         body: JSON value to send, or ``None``.
         needs: ACL permission the request wants, for the message when it is refused.
+        nothing: words of an error that means there is no such thing.
     """
 
     path: str
@@ -49,6 +50,7 @@ class Question:
     method: str = "GET"
     params: Mapping[str, str] = field(default_factory=dict)
     body: Any = field(default=None, repr=False)
+    nothing: str = ""
 
 
 def roots_question() -> Question:
@@ -75,6 +77,16 @@ def match_question(service: str) -> Question:
 def intentions_question() -> Question:
     """Ask for the list of all intentions: its index serves agents whose match has none."""
     return Question("/v1/connect/intentions", "intentions:read")
+
+
+def entry_question(kind: str, name: str) -> Question:
+    """Ask for one config entry; agents that do not know the kind have none of it."""
+    needs = f'service:read on "{name}"' if kind == "service-defaults" else "any service:write"
+    return Question(
+        f"/v1/config/{kind}/{quote(name, safe='')}",
+        needs,
+        nothing="invalid config entry kind",
+    )
 
 
 def health_question(service: str, datacenter: str | None) -> Question:

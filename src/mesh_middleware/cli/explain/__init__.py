@@ -1,0 +1,134 @@
+"""
+``mesh explain``: why a request is allowed or denied, and why every other intention lost.
+
+Owns the options and the exit code. Where the policy comes from is in `given`, what is told in
+`why`, how it is printed in `show`; many cases at once are `cli.batch`'s.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..options import Agent, AsJson
+
+_READINGS = ("strict", "envoy")
+
+
+def explain(
+    source: Annotated[
+        str | None,
+        typer.Argument(metavar="SOURCE", help="Who calls: a service, or a SPIFFE ID."),
+    ] = None,
+    method: Annotated[str | None, typer.Argument(metavar="METHOD", help="Such as GET.")] = None,
+    target: Annotated[
+        str | None, typer.Argument(metavar="TARGET", help="Path and query, as sent: /tax?year=2026")
+    ] = None,
+    header: Annotated[
+        list[str] | None,
+        typer.Option("-H", "--header", metavar="'NAME: VALUE'", help="A header; repeat it."),
+    ] = None,
+    service: Annotated[
+        str | None, typer.Option(metavar="S", help="Who is called; else MESH_SERVICE.")
+    ] = None,
+    intentions: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Instead of the agent: the match endpoint's JSON, or config entries.",
+        ),
+    ] = None,
+    default: Annotated[
+        str | None, typer.Option(metavar="allow|deny", help="The default policy.")
+    ] = None,
+    reading: Annotated[
+        str,
+        typer.Option(
+            metavar="strict|envoy", help="All readings have to allow, or Envoy's verdict."
+        ),
+    ] = "strict",
+    protocol: Annotated[
+        str | None, typer.Option(metavar="http|tcp", help="The service's protocol.")
+    ] = None,
+    trust_domain: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of the mesh, with --intentions.")
+    ] = None,
+    jwt_providers: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="jwt-provider entries, as JSON.")
+    ] = None,
+    mesh: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The mesh config entry, as JSON.")
+    ] = None,
+    batch: Annotated[
+        bool,
+        typer.Option(
+            "--batch",
+            help='JSON Lines in, JSON Lines out: {"id", "intentions": [...match JSON...],'
+            ' "default_allow": bool, "protocol": "http" or "tcp", "trust_domain", "source_uri",'
+            ' "request": {"method", "target", "headers": [[name, value], ...]}} becomes {"id",'
+            ' "allowed", "reason", "intention", "permission", "readings"}; the request\'s strings'
+            " are bytes, one Latin-1 character each.",
+        ),
+    ] = False,
+    agent: Agent = None,
+    as_json: AsJson = False,
+) -> int:
+    """
+    Tell why a request is allowed or denied.
+
+    Exit code 0: allowed. 1: denied, or the agent does not answer. 2: the command line or a file is
+    wrong. With --batch 0, whatever the verdicts: every line gets its answer.
+    """
+    from . import given, show, why
+
+    _check("--default", default, ("allow", "deny", None))
+    _check("--reading", reading, _READINGS)
+    providers = given.read_providers(jwt_providers)
+    normalization = given.read_normalization(mesh)
+    if batch:
+        if source is not None or intentions is not None:
+            raise typer.BadParameter("--batch takes its cases from standard input, and no others")
+        return _answer_lines(reading, providers or (), normalization)
+    if source is None or method is None or target is None:
+        raise typer.BadParameter("name a SOURCE, a METHOD and a TARGET, or say --batch")
+    if intentions is not None:
+        policy = given.from_file(intentions, service, trust_domain, source)
+    else:
+        policy = given.from_agent(agent, service, ask_default=default is None)
+    policy = given.override(
+        policy,
+        default=default,
+        protocol=protocol,
+        providers=providers,
+        normalization=normalization,
+    )
+    told = why.explain(policy, reading, source, why.facts(policy, method, target, header or ()))
+    if as_json:
+        show.print_data(told)
+    else:
+        show.print_words(told)
+    return 0 if told.verdict.allowed else 1
+
+
+def _check(option: str, value: object, known: tuple[object, ...]) -> None:
+    if value not in known:
+        words = " or ".join(str(item) for item in known if item is not None)
+        raise typer.BadParameter(f"{option} {value}: {words} is expected")
+
+
+def _answer_lines(reading: Any, providers: Any, normalization: Any) -> int:
+    import sys
+    import time
+
+    from ...intentions import Normalization
+    from ..batch import Batch
+
+    judge = Batch(reading, providers, normalization or Normalization(), clock=time.time)
+    lines = (line.decode("utf-8", "surrogateescape") for line in sys.stdin.buffer)
+    for answer in judge.answers(lines):
+        sys.stdout.write(answer + "\n")
+        # Whoever waits for this answer before sending the next case shall not wait for ever.
+        sys.stdout.flush()
+    return 0

@@ -1,0 +1,398 @@
+"""
+Why a request is allowed or denied, as values.
+
+The verdict comes from the engine that judges live requests. Beside it stands what people want to
+know: what each permission said in each reading of the path, and why every other intention lost.
+Owns these sentences; prints nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import typer
+
+from ...exceptions import IdentityError
+from ...identity import ServiceId, parse_spiffe_id
+from ...intentions import (
+    ABOUT,
+    Decision,
+    HttpFacts,
+    Intention,
+    Permission,
+    Policy,
+    Reason,
+    compile_policy,
+    headers,
+    paths,
+    program,
+    wire,
+)
+from ...intentions import policy as policies
+from ...intentions.headers import HeaderView
+from ...intentions.matchers import PathTable, permission_flaw
+from ...intentions.model import WILDCARD, HeaderMatch
+from ...intentions.program import ReadingName
+from ...intentions.sources import Candidates
+from ..batch import judge
+from .given import Given
+
+_WORDS = headers.WORDS | wire.WORDS | program.WORDS | policies.WORDS
+_DEFAULTS = (Reason.DEFAULT_ALLOW, Reason.DEFAULT_DENY, Reason.DEFAULT_UNKNOWN)
+_UNASKED = (Reason.UNSOUND_METHOD, Reason.UNSOUND_TARGET, Reason.UNSOUND_HEADER)
+_STRANGERS = (Reason.FOREIGN_TRUST_DOMAIN, Reason.PEER_NOT_SERVICE, Reason.PEER_UNREADABLE)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """
+    What became of one permission.
+
+    Args:
+        index: in the intention.
+        text: the permission in words.
+        matches: names of the readings in which it matches.
+        why: why it did not decide; empty for the one that did.
+    """
+
+    index: int
+    text: str
+    matches: tuple[str, ...]
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """One reading of the path, and what the permissions say to it."""
+
+    name: str
+    meaning: str
+    path: bytes
+    says: str
+
+
+@dataclass(frozen=True, slots=True)
+class Loser:
+    """An intention that did not decide, and why; *near* when it is about the source."""
+
+    intention: Intention
+    why: str
+    near: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """
+    A verdict and everything that led to it.
+
+    Args:
+        given: what was judged by.
+        reading: ``strict`` or ``envoy``.
+        uri: SPIFFE ID of the caller.
+        facts: the request.
+        verdict: the engine's.
+        decider: the intention that decided, or led to the default.
+        default_used: whether the default policy decided.
+        permissions: of the decider.
+        readings: of the path, where it has more than one and they matter.
+        differing: readings that deny what others allow, and what they mean.
+        losers: the other intentions, in order.
+    """
+
+    given: Given
+    reading: str
+    uri: str
+    facts: HttpFacts
+    verdict: Decision
+    decider: Intention | None
+    default_used: bool
+    permissions: tuple[Asked, ...]
+    readings: tuple[Read, ...]
+    differing: tuple[tuple[str, str], ...]
+    losers: tuple[Loser, ...]
+
+
+def facts(given: Given, method: str, target: str, lines: Iterable[str]) -> HttpFacts:
+    """
+    Make a request of a command line; a Host is added as clients do.
+
+    Raises:
+        typer.BadParameter: a header has no colon.
+    """
+    pairs = []
+    for line in lines:
+        name, colon, value = os.fsencode(line).partition(b":")
+        if not colon:
+            raise typer.BadParameter(f"-H {line!r}: 'name: value' is expected")
+        pairs.append((name, value.strip(b" \t")))
+    if not any(name.lower() == b"host" for name, _ in pairs):
+        pairs.insert(0, (b"host", given.service.replace(" ", "-").encode()))
+    return HttpFacts(os.fsencode(method), os.fsencode(target), pairs)
+
+
+def explain(given: Given, reading: str, source: str, request: HttpFacts) -> Explanation:
+    """
+    Judge a request, and tell why.
+
+    Args:
+        given: what it is judged by.
+        reading: ``strict`` or ``envoy``.
+        source: name of a service, ``namespace/name``, or a SPIFFE ID.
+        request: the request.
+    """
+    name: ReadingName = "envoy" if reading == "envoy" else "strict"
+    policy = compile_policy(
+        given.intentions,
+        service=given.service,
+        trust_domain=given.trust_domain,
+        default_allow=given.default_allow,
+        protocol=given.protocol,
+        reading=name,
+        jwt_providers=given.providers,
+        normalization=given.normalization,
+        clock=time.time,
+    )
+    uri = source if "://" in source else _uri(source, given.trust_domain)
+    connection = given.protocol == "tcp"
+    verdict = judge(policy, uri, None if connection else request, given.normalization)
+    found = _candidates(policy, uri)
+    decider = verdict.intention
+    views = (
+        _views(given, request, name) if not connection and verdict.reason not in _UNASKED else ()
+    )
+    asked, says = _ask_permissions(decider, request, views, verdict, given)
+    return Explanation(
+        given,
+        reading,
+        uri,
+        request,
+        verdict,
+        decider,
+        _default_used(verdict),
+        asked,
+        _readings(views, says),
+        tuple((word, meaning(word)) for word in verdict.readings),
+        tuple(_losers(policy, uri, verdict, found)),
+    )
+
+
+def meaning(name: str) -> str:
+    """Say what the name of a reading means."""
+    if name in _WORDS:
+        return _WORDS[name]
+    return ", ".join(paths.WORDS.get(word, word) for word in name.split("+"))
+
+
+def _uri(source: str, trust_domain: str) -> str:
+    namespace, slash, name = source.rpartition("/")
+    return f"spiffe://{trust_domain}/ns/{namespace if slash else 'default'}/dc/dc1/svc/{name}"
+
+
+def _candidates(policy: Policy, uri: str) -> Candidates | None:
+    try:
+        source = parse_spiffe_id(uri)
+    except IdentityError:
+        return None
+    if not isinstance(source, ServiceId) or source.trust_domain != policy.trust_domain:
+        return None
+    return policy.candidates(source)
+
+
+def _default_used(verdict: Decision) -> bool:
+    return verdict.reason in _DEFAULTS or verdict.detail in [str(item) for item in _DEFAULTS]
+
+
+def _views(given: Given, request: HttpFacts, reading: str) -> tuple[paths.Reading, ...]:
+    parts = wire.split_target(request.target or b"")
+    normal = paths.envoy_path(parts.path, given.normalization) if parts is not None else None
+    if parts is None or normal is None:
+        return ()
+    if reading == "envoy" or paths.PLAIN.fullmatch(parts.path):
+        return (paths.Reading("normalized", normal),)
+    return paths.readings(parts.path, request.path, normal)
+
+
+def _readings(views: Sequence[paths.Reading], says: Sequence[str]) -> tuple[Read, ...]:
+    if len(set(says)) < 2:
+        return ()
+    pairs = zip(views, says, strict=True)
+    return tuple(Read(view.name, meaning(view.name), view.path, said) for view, said in pairs)
+
+
+def _ask_permissions(
+    decider: Intention | None,
+    request: HttpFacts,
+    views: Sequence[paths.Reading],
+    verdict: Decision,
+    given: Given,
+) -> tuple[tuple[Asked, ...], tuple[str, ...]]:
+    """Tell of each permission why it decided or not, and of each reading what it leads to."""
+    if decider is None or not decider.permissions or not views:
+        return (), ()
+    if any(permission_flaw(p) is not None for p in decider.permissions):
+        return _ask_unreadable(decider.permissions), ()
+    head = HeaderView(request, given.normalization)
+    mismatches = [
+        [_mismatch(permission, request.method, view, head) for view in views]
+        for permission in decider.permissions
+    ]
+    firsts = [
+        next((n for n, row in enumerate(mismatches) if not row[column]), None)
+        for column in range(len(views))
+    ]
+    default = {True: "allow", False: "deny", None: "unknown"}[given.default_allow]
+    asked = []
+    for index, permission in enumerate(decider.permissions):
+        row = mismatches[index]
+        matches = tuple(view.name for view, why in zip(views, row, strict=True) if not why)
+        why = "" if index == verdict.permission else row[0] or _preceded(index, firsts[0])
+        asked.append(Asked(index, permission_words(permission), matches, why))
+    says = tuple(
+        f"none matches: default {default}"
+        if first is None
+        else f"permission {first} {'allows' if decider.permissions[first].allow else 'denies'}"
+        for first in firsts
+    )
+    return tuple(asked), says
+
+
+def _ask_unreadable(permissions: Sequence[Permission]) -> tuple[Asked, ...]:
+    asked = []
+    for index, permission in enumerate(permissions):
+        flaw = permission_flaw(permission)
+        why = f"cannot be read: {flaw.detail}" if flaw else "not asked"
+        asked.append(Asked(index, permission_words(permission), (), why))
+    return tuple(asked)
+
+
+def _preceded(index: int, first: int | None) -> str:
+    if first is not None and first < index:
+        return f"matches too, but {first} stands before it"
+    return "matches, but not in every reading, or the token it demands is missing"
+
+
+def _mismatch(permission: Permission, method: bytes, view: paths.Reading, head: HeaderView) -> str:
+    """Tell why a permission does not match in one reading of the path; empty when it does."""
+    name = method.decode("latin-1")
+    if permission.methods and name not in permission.methods:
+        return f"the method is {name}, not {' or '.join(permission.methods)}"
+    # One permission alone, so that nothing before it hides whether it matches.
+    steps = PathTable((replace(permission, methods=()),)).chain(method, view)
+    if not steps:
+        tests = {"exact": "is not", "prefix": "does not begin with", "regex": "does not match"}
+        shown = view.path.decode("latin-1")
+        return f"the path {shown} {tests[permission.path_test]} {permission.path}"
+    for test, match in zip(steps[0].headers, permission.headers, strict=True):
+        results = [test.matches(item.values) for item in head.alternatives(test.name)]
+        if not (all(results) if permission.allow else any(results)):
+            return _header_mismatch(match, head)
+    return ""
+
+
+def _header_mismatch(match: HeaderMatch, head: HeaderView) -> str:
+    values = head.alternatives(match.name.encode())[0].values
+    several = len(head.alternatives(match.name.encode())) > 1
+    if values is None:
+        hint = ", and an absent header matches no inverted test" if match.invert else ""
+        return f"there is no header {match.name}{hint}"
+    shown = ", ".join(repr(value.decode("latin-1"))[:60] for value in values)
+    wanted = f"wanted{' in every way of reading it' if several else ''}: {header_words(match)}"
+    return f"the header {match.name} is {shown}; {wanted}"
+
+
+def _losers(
+    policy: Policy, uri: str, verdict: Decision, found: Candidates | None
+) -> Iterable[Loser]:
+    for intention in policy.intentions:
+        if intention is verdict.intention:
+            continue
+        why = _other_source(intention, uri, policy, found)
+        near = not why
+        if near and intention.flaw is not None:
+            why = f"cannot be read: {intention.flaw.detail}"
+        yield Loser(intention, why or _outranked(intention, verdict, found), near)
+
+
+def _other_source(intention: Intention, uri: str, policy: Policy, found: Candidates | None) -> str:
+    """Tell why an intention is not about the source; empty when it is."""
+    if intention.peer:
+        return f"about the peered cluster {intention.peer}: such callers are not known here"
+    if found is None:
+        return "not asked: the caller is no service of this mesh"
+    if any(intention is item for item in found.all):
+        return ""
+    source = parse_spiffe_id(uri)
+    assert isinstance(source, ServiceId)
+    if intention.partition != source.partition:
+        return f"about partition {intention.partition}, the source is of {source.partition}"
+    if intention.namespace not in (source.namespace, WILDCARD):
+        return f"about namespace {intention.namespace}, the source is of {source.namespace}"
+    if intention.source not in (source.name, WILDCARD):
+        return f"about {intention.source}, not {source.name}"
+    return ""
+
+
+def _outranked(intention: Intention, verdict: Decision, found: Candidates | None) -> str:
+    decider = verdict.intention
+    if verdict.reason in _STRANGERS:
+        return "not asked: the caller is no service of this mesh"
+    if verdict.reason in _UNASKED:
+        return "not asked: such a request is refused before"
+    everyone = decider is None or (decider.flaw is not None and decider.flaw.everyone)
+    if everyone or (found is not None and not any(decider is item for item in found.all)):
+        return "not asked: another intention cannot be used, so everyone is denied"
+    assert decider is not None
+    text = f"outranked: precedence {intention.precedence}, decided at {decider.precedence}"
+    if decider.precedence < intention.precedence:
+        text = "outranks the one that decided, but allows, and both have to"
+    elif found is not None and any(intention is item for item in found.envoy):
+        text += "; Envoy's rules ask it, too"
+    return text
+
+
+def permission_words(permission: Permission) -> str:
+    """Say what a permission allows or denies."""
+    methods = "/".join(permission.methods) or "any method"
+    forms = {"exact": "{}", "prefix": "{}...", "regex": "~ {}", "": "any path"}
+    path = forms[permission.path_test].format(permission.path)
+    tests = "".join(f" [{header_words(match)}]" for match in permission.headers)
+    names = " or ".join(demand.provider for demand in permission.jwt)
+    token = f" with a token of {names}" if names else ""
+    return f"{'allow' if permission.allow else 'deny'} {methods} {path}{tests}{token}"
+
+
+def header_words(match: HeaderMatch) -> str:
+    """Say what a header criterion wants."""
+    if match.test == "present":
+        return f"{match.name} is {'absent' if match.invert else 'present'}"
+    words = {
+        "exact": "is",
+        "prefix": "begins with",
+        "suffix": "ends with",
+        "contains": "contains",
+        "regex": "matches",
+    }[match.test]
+    case = ", in any case" if match.ignore_case else ""
+    return f"{match.name} {'not: ' if match.invert else ''}{words} {match.value!r}{case}"
+
+
+def cause(verdict: Decision) -> str:
+    """Say why, more exactly than the list of reasons can."""
+    if verdict.reason not in _DEFAULTS:
+        return ABOUT[verdict.reason].cause.replace("`", "")
+    default = {Reason.DEFAULT_ALLOW: "allow", Reason.DEFAULT_DENY: "deny"}
+    known = default.get(verdict.reason, "not known")
+    if verdict.intention is None:
+        return f"No intention is about the caller; the default policy is {known}."
+    return f"None of the intention's permissions matches; the default policy is {known}."
+
+
+def way_out(verdict: Decision) -> str:
+    """Say what can be done; empty when nothing has to be."""
+    if verdict.readings and set(verdict.readings) <= {"precedence", "envoy_rules"}:
+        return "Two intentions disagree about this source: make one of them say what is meant."
+    remedy = ABOUT[verdict.reason].remedy
+    return "" if remedy == "-" else remedy
