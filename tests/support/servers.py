@@ -209,7 +209,7 @@ class Hypercorn(Process):
         mesh: text of the file ``mesh``, as `mesh_file` makes it.
         agent: address of the agent, for ``MESH_AGENT``.
         arguments: instead of ``--config mesh app:app``.
-        environment: more variables.
+        environment: more variables, ``MESH_AGENT`` among them.
     """
 
     def __init__(
@@ -225,7 +225,7 @@ class Hypercorn(Process):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "app.py").write_text(app)
         (folder / "mesh").write_text(mesh)
-        variables = clean_environment(MESH_AGENT=agent, **(environment or {}))
+        variables = clean_environment(**{"MESH_AGENT": agent, **(environment or {})})
         super().__init__([hypercorn(), *arguments], folder, variables)
 
     def wait_ready(self, listeners: int = 1) -> Self:

@@ -157,6 +157,17 @@ class ConsulClient:
         return {wire.TOKEN: token}
 
 
+def check_files(settings: Settings) -> None:
+    """
+    Read the files that TLS with the agent needs, before anything starts.
+
+    Raises:
+        ConfigError: one of them cannot be used.
+    """
+    if urlsplit(settings.agent).scheme == "https":
+        _agent_context(settings)
+
+
 def _judge(question: wire.Question, response: httpx.Response, content: bytes) -> Answer:
     status = response.status_code
     text = content[:MAX_DEPTH_BYTES].decode("utf-8", "replace").strip()
@@ -201,7 +212,9 @@ def _agent_context(settings: Settings) -> ssl.SSLContext:
         if settings.client_cert:
             context.load_cert_chain(settings.client_cert, settings.client_key)
     except OSError as error:
-        raise ConfigError(f"TLS files for agent {settings.agent}: {error}") from None
+        named = ("ca_file", "ca_path", "client_cert", "client_key")
+        given = ", ".join(f"{n} = {path!r}" for n in named if (path := getattr(settings, n)))
+        raise ConfigError(f"TLS files for agent {settings.agent} ({given}): {error}") from None
     if not settings.verify_agent:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE

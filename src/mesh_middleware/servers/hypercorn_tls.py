@@ -28,6 +28,7 @@ from multiprocessing.synchronize import SemLock
 from typing import Any, NoReturn
 
 from ..config import Settings, load_settings, offered_options
+from ..consul.client import check_files
 from ..exceptions import ConfigError
 from ..mesh import Mesh, set_default_mesh
 from .hosting import find_config, find_shutdown_event, find_sockets, is_marked, table
@@ -141,7 +142,11 @@ def check_hosted() -> None:
         return
     if config.quic_bind:
         _end("HTTP/3 (quic_bind) has no mesh identity: leave it out")
-    _settings(config)
+    try:
+        # Here, since an error in create_ssl_context would print a hundred lines.
+        check_files(_settings(config))
+    except ConfigError as error:
+        _end(str(error))
 
 
 def _settings(config: Any) -> Settings:
