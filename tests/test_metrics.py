@@ -8,20 +8,23 @@ from pathlib import Path
 from mesh_middleware import Mesh, Reason
 from mesh_middleware.metrics import METRICS, render_metrics
 
-LINE = re.compile(r'(\w+)\{service="((?:[^"\\]|\\.)*)"(?:,reason="(\w+)")?\} (-?[\d.e+-]+)')
+LINE = re.compile(
+    r'(\w+)\{service="((?:[^"\\]|\\.)*)"(?:,(?:reason|code)="(\w+)")?\} (-?[\d.e+-]+)'
+)
 
 
 def test_every_metric_is_written_once_with_type_and_help() -> None:
-    """Each name has its HELP and TYPE, and one sample; decisions one per reason."""
+    """Each name has its HELP and TYPE, and one sample; decisions and events one per code."""
     mesh = Mesh("tax")
     mesh.counts[Reason.NO_PEER] = 2
     mesh.counts[Reason.INTENTION_ALLOW] = 1
+    mesh._belief.note("leaf_rejected", "expired")
     lines = render_metrics(mesh.status()).splitlines()
     samples = [found for line in lines if (found := LINE.fullmatch(line))]
     assert len(samples) + 2 * len(METRICS) == len(lines)
     assert {found[1] for found in samples} == set(METRICS)
     decisions = {found[3]: found[4] for found in samples if found[3]}
-    assert decisions == {"no_peer": "2", "intention_allow": "1"}
+    assert decisions == {"no_peer": "2", "intention_allow": "1", "leaf_rejected": "1"}
 
 
 def test_service_name_is_quoted() -> None:

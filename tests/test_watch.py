@@ -7,12 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh_middleware.consul.watch import (
+    BROKEN,
     BURST,
     CUT_AFTER,
     FIRST_BACKOFF,
     MAX_BACKOFF,
     MIN_BACKOFF,
     PACE,
+    POLLS,
     READ_SLACK,
     REFUSED_BACKOFF,
     Cursor,
@@ -76,7 +78,7 @@ def test_any_series_of_answers_keeps_the_cursor_sound(indexes: list[int]) -> Non
 def test_failure_keeps_the_index() -> None:
     """Nothing was learnt: the change that was missed is told by the next answer."""
     cursor = failed(failed(Cursor(index=7, rapid=3)))
-    assert cursor == Cursor(index=7, failures=2, rapid=0)
+    assert (cursor.index, cursor.failures, cursor.rapid) == (7, 2, 0)
 
 
 def test_answer_ends_a_run_of_failures() -> None:
@@ -195,3 +197,32 @@ def test_wait_never_grows_nor_falls_below_its_floor(
         before = cursor.wait
         cursor = answered(cursor, index, took) if well else failed(cursor, took)
         assert min(wait, CUT_AFTER) <= cursor.wait <= before
+
+
+# -- an agent that cannot hold questions -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["cut at once", "answered at once"])
+def test_agent_that_cannot_hold_questions_is_polled_for_a_while(way: str) -> None:
+    """Held questions that fail early, or come back at once unchanged: plain ones, then a try."""
+    cursor, blocked = Cursor(index=7), 0
+    while not cursor.polls:
+        assert (blocked := blocked + bool(cursor.asked)) <= BROKEN
+        short = way == "cut at once" and cursor.asked
+        cursor = failed(cursor, 0.01) if short else answered(cursor, 7, 0.01)
+    polls = 0
+    while cursor.polls:
+        assert cursor.polling and cursor.asked == 0
+        cursor, polls = answered(cursor, 7, 0.01), polls + 1
+    assert polls == POLLS and cursor.asked == 7
+    again = failed(cursor, 0.01) if way == "cut at once" else answered(cursor, 7, 0.01)
+    assert again.polls == POLLS, "the next failure of a held question is enough"
+    held = answered(cursor, 7, 30.0)
+    assert held.broken == 0, "one that was held ends the suspicion"
+
+
+def test_polling_compares_indexes_and_never_sends_one() -> None:
+    """``poll``: a regress is noticed there, too."""
+    cursor = answered(Cursor(block=False), 9, 0.01)
+    assert (cursor.index, cursor.asked, cursor.polling) == (9, 0, True)
+    assert regressed(cursor.index, 5)

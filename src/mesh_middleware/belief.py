@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
@@ -51,6 +51,7 @@ class Belief:
         self.snapshot = Snapshot()
         self.generation = Generation()
         self.notes: deque[tuple[datetime, str, str]] = deque(maxlen=KEPT_NOTES)
+        self.events: Counter[str] = Counter()
         self._settings = settings
         self._now = now
         self._swapped = swapped
@@ -84,6 +85,15 @@ class Belief:
             return
         self._probed = True
         self._swap(replace(self.snapshot, default_allow=default_allow))
+
+    def take_stricter(self, told: tuple[Intention, ...], body: object = None) -> None:
+        """
+        Take intentions whose index is not known yet, unless they refuse less than those in use.
+
+        Whether the index went backwards tells whether vanished denies are believed.
+        """
+        if self._doubted is None and not lost_denies(self.snapshot.intentions, told):
+            self.take_intentions(told, regressed=False, body=body)
 
     def take_intentions(
         self, told: tuple[Intention, ...], *, regressed: bool, body: object = None
@@ -123,15 +133,29 @@ class Belief:
 
         Raises:
             AgentAnswerError: the intentions in it cannot be read.
+            CertificateError: the leaf in it cannot serve, or no longer. Nothing is believed then.
         """
-        self.take_roots(kept.roots)
-        self.take_leaf(kept.pair)
-        self.take_default(kept.default_allow)
         told = parse_match(kept.match, self._settings.service)
+        trust = offer_roots(Trust(), kept.roots, self._now()).trust
+        verdict = offer_leaf(trust, kept.pair, self._settings.service, self._now())
+        if verdict.trust.pair is None:
+            raise CertificateError(verdict.detail)
+        self._take(verdict)
+        self.take_default(kept.default_allow)
         self.take_intentions(told, regressed=False, body=kept.match)
+
+    def reconsider(self) -> None:
+        """Judge again the leaf that waits: the clock may have reached its first moment."""
+        if self._trust.waiting_pair is not None:
+            self.take_leaf(self._trust.waiting_pair)
+
+    def count(self, code: str) -> None:
+        """Count an event: a note, or the beginning of a trouble with the agent."""
+        self.events[code] += 1
 
     def note(self, code: str, detail: str) -> None:
         """Keep and log, once in a row, what people should know, under a stable code."""
+        self.count(code)
         if self.notes and self.notes[-1][1:] == (code, detail):
             return
         self.notes.append((self._now(), code, detail))
@@ -145,7 +169,8 @@ class Belief:
         return False
 
     def _take(self, verdict: Verdict) -> None:
-        if verdict.note and verdict.note != "leaf_waiting":
+        # A leaf that comes before the roots is how every start goes.
+        if verdict.note and not (verdict.note == "leaf_waiting" and self._trust.roots is None):
             self.note(verdict.note, verdict.detail)
         before, after = self._trust, verdict.trust
         if (before.roots, before.pair) == (after.roots, after.pair):

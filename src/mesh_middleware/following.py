@@ -19,6 +19,8 @@ from email.utils import parsedate_to_datetime
 from .config import Settings
 from .consul import watch, wire
 from .consul.client import Answer, ConsulClient
+from .consul.lookout import AgentReturnedError
+from .consul.watch import Cursor
 from .exceptions import AgentRefusedError, AgentUnavailableError, MeshError
 
 _log = logging.getLogger("mesh_middleware.watch")
@@ -26,7 +28,7 @@ _log = logging.getLogger("mesh_middleware.watch")
 MAX_SKEW = 60.0
 """Seconds by which our clock and the agent's may differ before it is told."""
 
-Ask = Callable[[watch.Cursor], Awaitable[Answer]]
+Ask = Callable[[Cursor], Awaitable[Answer]]
 Take = Callable[[Answer, bool], Awaitable[None]]
 
 
@@ -40,6 +42,8 @@ class Follower:
         now: this moment, aware UTC.
         joined: whether there are leaf and roots already, for the log.
         recovered: called when something that failed works again.
+        note: is told, under a stable code, what people should know.
+        count: is told the code of each trouble, once.
     """
 
     def __init__(
@@ -49,7 +53,10 @@ class Follower:
         now: Callable[[], datetime],
         joined: Callable[[], bool],
         recovered: Callable[[], None],
+        note: Callable[[str, str], None] = lambda code, detail: None,
+        count: Callable[[str], None] = lambda code: None,
     ) -> None:
+        self.lookout = client.lookout
         self.troubles: dict[str, str] = {}
         self.skew = 0.0
         self._settings = settings
@@ -57,6 +64,7 @@ class Follower:
         self._now = now
         self._joined = joined
         self._recovered = recovered
+        self._note, self._count = note, count
 
     async def watch(
         self,
@@ -75,7 +83,7 @@ class Follower:
             failed: is told each failure.
         """
 
-        async def ask(cursor: watch.Cursor) -> Answer:
+        async def ask(cursor: Cursor) -> Answer:
             return await self._client.ask(question, index=cursor.asked, wait=cursor.wait)
 
         async def take_it(answer: Answer, regressed: bool) -> None:
@@ -83,51 +91,88 @@ class Follower:
 
         await self.follow(name, ask, take_it, failed)
 
+    async def scout(self) -> None:
+        """While the agent is away, ask whether it is back, for all who wait; for ever."""
+
+        async def ask() -> None:
+            await self._client.ask(wire.roots_question())
+
+        await self.lookout.scout(ask, lambda knocks: watch.backoff(knocks, random.random()))
+
     async def follow(
         self, name: str, ask: Ask, take: Take, failed: Callable[[MeshError], None] | None = None
     ) -> None:
         """Follow what *ask* asks for, for ever; as `watch`."""
-        cursor = watch.Cursor(wait=self._settings.wait)
+        cursor = Cursor(wait=self._settings.wait, block=not self._settings.poll)
         while True:
             began = time.monotonic()
             try:
-                answer = await ask(cursor)
+                answer = await self.lookout.attempt(ask(cursor))
                 await take(answer, watch.regressed(cursor.index, answer.index))
+                self.well(name)
+                self._compare_clocks(answer)
+                took = time.monotonic() - began
+                cursor = self._told(name, cursor, watch.answered(cursor, answer.index, took))
+                pause = self._pause(cursor)
+                if not answer.index:
+                    cursor, pause = replace(cursor, index=0), watch.POLL_EVERY
+            except AgentReturnedError:
+                # It may hold what it was asked, or be dead: ask anew, for the present value.
+                cursor, pause = replace(cursor, failures=cursor.failures + 1), 0.0
             except Exception as caught:
-                cursor = watch.failed(cursor, time.monotonic() - began)
-                error = self.trouble(name, caught)
+                took = time.monotonic() - began
+                cursor = self._told(name, cursor, watch.failed(cursor, took))
+                error = self.trouble(name, caught, quiet=cursor.polling)
                 if failed is not None:
                     failed(error)
-                await asyncio.sleep(self.backoff(cursor.failures, error))
-                continue
-            self.well(name)
-            self._compare_clocks(answer)
-            cursor = watch.answered(cursor, answer.index, time.monotonic() - began)
-            if self._settings.poll or not answer.index:
-                cursor = replace(cursor, index=0)
-                await asyncio.sleep(self._settings.poll or watch.POLL_EVERY)
-                continue
-            await asyncio.sleep(watch.pace(cursor))
+                pause = self.backoff(cursor.failures, error)
+            await asyncio.sleep(pause)
+            await self.lookout.reachable()
+
+    def _pause(self, cursor: Cursor) -> float:
+        if cursor.polling:
+            return self._settings.poll or watch.POLL_EVERY
+        return watch.pace(cursor)
+
+    def _told(self, name: str, before: Cursor, after: Cursor) -> Cursor:
+        if after.polls > before.polls:
+            why = f"{name}: long questions fail or are not held; asked every second instead"
+            self._note("agent_polled", why)
+        if after.wait < before.wait:
+            self._note("wait_shortened", f"{name}: cut before the end; {after.wait:.0f} s from now")
+        return after
 
     def backoff(self, failures: int, error: MeshError) -> float:
         """Seconds to wait after *failures* in a row, the last being *error*."""
         refused = isinstance(error, AgentRefusedError)
         return watch.backoff(failures, random.random(), refused=refused)
 
-    def trouble(self, name: str, caught: Exception) -> MeshError:
-        """Note that *name* failed; tell it the first time. Returns it as one of our errors."""
-        error = _understood(name, caught)
-        if name not in self.troubles:
-            # One line when the agent goes, not one per watch and attempt.
-            away = isinstance(error, AgentUnavailableError)
-            say = _log.info if away and self.troubles else _log.warning
-            say(
-                "%s: %s; asking again until it answers, %s",
-                "no answer from the agent" if away else name,
-                error,
-                "the last answers hold" if self._joined() else "until then no handshake succeeds",
-            )
-        self.troubles[name] = f"{type(error).__name__}: {error}"
+    def trouble(self, name: str, caught: Exception, *, quiet: bool = False) -> MeshError:
+        """
+        Note that *name* failed; tell it the first time. Returns it as one of our errors.
+
+        Args:
+            quiet: it is known that this fails now and then.
+        """
+        error = _understood(caught)
+        code = getattr(error, "code", "defect")
+        known = self.troubles.get(name, "").partition(":")[0]
+        self.troubles[name] = f"{code}: {error}"
+        if known == code:
+            return error
+        self._count(code)
+        # One line when the agent goes, not one per watch and attempt.
+        away = isinstance(error, AgentUnavailableError)
+        others = [text for other, text in self.troubles.items() if other != name]
+        say = _log.info if quiet or (away and others) else _log.warning
+        say(
+            "%s: %s: %s; asking again until it answers, %s",
+            code,
+            "no answer from the agent" if away else name,
+            error,
+            "the last answers hold" if self._joined() else "until then no handshake succeeds",
+            exc_info=caught if code == "defect" else None,
+        )
         return error
 
     def well(self, name: str) -> None:
@@ -138,23 +183,21 @@ class Follower:
             self._recovered()
 
     def _compare_clocks(self, answer: Answer) -> None:
-        date = answer.headers.get("date")
-        if date is None:
-            return
         try:
-            skew = (self._now() - parsedate_to_datetime(date)).total_seconds()
-        except ValueError:
-            return
+            told = parsedate_to_datetime(answer.headers["date"])
+            skew = (self._now() - told).total_seconds()
+        except (KeyError, ValueError, TypeError, OverflowError):
+            return  # none, or what is no moment: "-0000" has no time zone
         if abs(skew) > MAX_SKEW >= abs(self.skew):
-            _log.warning(
-                "our clock and the agent's differ by %.0f s; certificates are judged by ours", skew
+            self._note(
+                "clock_skew",
+                f"our clock and the agent's differ by {skew:.0f} s; ours judges certificates",
             )
         self.skew = skew
 
 
-def _understood(name: str, caught: Exception) -> MeshError:
+def _understood(caught: Exception) -> MeshError:
     if isinstance(caught, MeshError):
         return caught
     # A defect of ours must not end the watch: the policy would stand still for ever.
-    _log.error("%s: an answer could not be taken, which is a defect", name, exc_info=caught)
-    return MeshError(f"{type(caught).__name__} while taking an answer")
+    return MeshError(f"{type(caught).__name__} while taking an answer, which is a defect")

@@ -202,7 +202,8 @@ class Mesh:
         without the agent), ``trust_domain``, ``roots``, ``intentions``, ``default_policy``,
         ``generation``, ``version``, ``registered`` (by this process), ``troubles`` (what the agent
         does not answer, and why), ``clock_skew_seconds`` (our clock against the agent's),
-        ``notes`` (answers not simply taken), ``decisions`` (count per reason), ``plugins``.
+        ``notes`` (answers not simply taken), ``events`` (count per code of notes and troubles),
+        ``decisions`` (count per reason), ``plugins``.
         """
         snapshot, watcher = self._belief.snapshot, self._watcher
         leaf, roots = snapshot.leaf, snapshot.roots
@@ -227,6 +228,7 @@ class Mesh:
             "troubles": dict(watcher.follower.troubles) if watcher else {},
             "clock_skew_seconds": watcher.follower.skew if watcher else 0.0,
             "notes": [[at.isoformat(), code, text] for at, code, text in self._belief.notes],
+            "events": dict(self._belief.events),
             "decisions": {str(reason): count for reason, count in self.counts.items()},
             "plugins": self._plugins.names(),
         }

@@ -23,9 +23,16 @@ METRICS = {
     "mesh_intentions": ("gauge", "Intentions about this service."),
     "mesh_troubles": ("gauge", "Resources that the agent does not answer for."),
     "mesh_clock_skew_seconds": ("gauge", "Our clock minus the agent's."),
+    "mesh_events_total": ("counter", "Notes and troubles with the agent, per code."),
     "mesh_decisions_total": ("counter", "Requests judged, per reason."),
 }
 """Every metric: its type and what it says."""
+
+
+_COUNTED = {
+    "mesh_events_total": ("events", "code"),
+    "mesh_decisions_total": ("decisions", "reason"),
+}
 
 
 def render_metrics(status: Mapping[str, Any]) -> str:
@@ -42,10 +49,11 @@ def render_metrics(status: Mapping[str, Any]) -> str:
     lines: list[str] = []
     for name, (kind, says) in METRICS.items():
         lines += [f"# HELP {name} {says}", f"# TYPE {name} {kind}"]
-        if name == "mesh_decisions_total":
+        if name in _COUNTED:
+            key, label = _COUNTED[name]
             lines += [
-                f'{name}{{service="{service}",reason="{reason}"}} {count}'
-                for reason, count in sorted(status["decisions"].items())
+                f'{name}{{service="{service}",{label}="{each}"}} {count}'
+                for each, count in sorted(status[key].items())
             ]
         else:
             lines.append(f'{name}{{service="{service}"}} {_value(name, status):.15g}')

@@ -30,6 +30,8 @@ class UpstreamWatch:
         self.datacenter = datacenter
         self.endpoints: tuple[Endpoint, ...] | None = None
         self._emptied = False
+        self._body: object = None
+        self._domain: str | None = None
         self._why = "the agent has not answered yet"
         self._changed = threading.Condition()
 
@@ -81,11 +83,17 @@ class UpstreamWatch:
         if trust_domain is None:
             raise NotReadyError("the trust domain is not known yet")
         found = parse_health(body, trust_domain=trust_domain, service=self.name)
+        self._body, self._domain = body, trust_domain
         self._emptied = not found
         if self._emptied and shaken and self.endpoints:
             return False
         self.give(found, _NONE)
         return True
+
+    def follow_domain(self, trust_domain: str | None) -> None:
+        """Expect the identities of *trust_domain* from now on; the instances are the same."""
+        if self._domain is not None and trust_domain not in (None, self._domain):
+            self.take(self._body, trust_domain, shaken=True)
 
     def concede(self) -> None:
         """Believe that there is no instance, if that is still what the agent says."""

@@ -25,8 +25,10 @@ from .consul import watch, wire
 from .consul.client import Answer, ConsulClient
 from .consul.defaults import ask_about_nobody, ask_self
 from .consul.intentions import parse_match
+from .consul.lookout import AgentReturnedError
 from .exceptions import MeshError
 from .following import Follower
+from .intentions import Intention
 from .keepsake import Keepsake, KeepsakeError
 from .plugins import Plugins
 from .registration import BEATS_PER_TTL, OwnerLock, Registration
@@ -42,6 +44,8 @@ SWEEP_DELAY = 0.3
 """Seconds from a change until long-lived requests are judged anew: ordinary ones are done then."""
 SWEEP_EVERY = 5.0
 """Seconds between sweeps without a change: certificates of peers expire."""
+KEEP_EVERY = 3600.0
+"""Seconds after which the last known good is kept anew, though nothing has changed."""
 SHAKEN_FOR = 30.0
 """Seconds after the agent was away in which "no instance" is not believed: two TTLs of ours."""
 CLOSE_TIMEOUT = 3.0
@@ -82,8 +86,15 @@ class Watcher:
         self._swept = swept
         self._keepsake = _keepsake(settings)
         self.follower = Follower(
-            settings, self._client, now, lambda: belief.snapshot.joined, self._recovered
+            settings,
+            self._client,
+            now,
+            lambda: belief.snapshot.joined,
+            self._recovered,
+            belief.note,
+            belief.count,
         )
+        self._upstreams: list[UpstreamWatch] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._running = threading.Event()
         self._stop, self._probe_now = asyncio.Event(), asyncio.Event()
@@ -132,6 +143,8 @@ class Watcher:
         self._keep_now.set()
         if self._belief.snapshot.joined:
             self._joined.set()
+        for upstream in self._upstreams:
+            upstream.follow_domain(self._belief.trust_domain)
 
     def _run(self) -> None:
         try:
@@ -145,6 +158,7 @@ class Watcher:
         self._running.set()
         for work in (self._watch_roots(), self._watch_leaf(), self._watch_intentions()):
             self._spawn(work)
+        self._spawn(self.follower.scout())
         self._spawn(self._probe_default())
         self._spawn(self._sweep())
         if self._keepsake is not None:
@@ -231,8 +245,11 @@ class Watcher:
         await self.follower.follow("intentions", ask, take)
 
     def _take_intentions(self, answer: Answer, regressed: bool) -> bool:
-        told = parse_match(answer.body, self._settings.service)
+        told = self._parse_intentions(answer)
         return self._belief.take_intentions(told, regressed=regressed, body=answer.body)
+
+    def _parse_intentions(self, answer: Answer) -> tuple[Intention, ...]:
+        return parse_match(answer.body, self._settings.service)
 
     async def _index_from_list(self, question: wire.Question, answer: Answer) -> Answer:
         """
@@ -241,7 +258,7 @@ class Watcher:
         The list's index serves: the match blocks on it. What was matched before the list was read
         may be older than its index, so it is matched again, unless the agent has no index at all.
         """
-        self._take_intentions(answer, False)
+        self._belief.take_stricter(self._parse_intentions(answer), answer.body)
         index = (await self._client.ask(wire.intentions_question())).index
         again = await self._client.ask(question)
         return Answer(again.status, index, again.body, again.headers)
@@ -264,6 +281,7 @@ class Watcher:
             if not self._ask_plugins(upstream):
                 break
             await asyncio.sleep(watch.POLL_EVERY)
+        self._upstreams.append(upstream)
         # The expected identities are in our trust domain, which the roots tell.
         await self._joined.wait()
         question = wire.health_question(upstream.name, upstream.datacenter)
@@ -283,10 +301,12 @@ class Watcher:
 
     async def _keep(self, keepsake: Keepsake) -> None:
         while True:
-            await self._keep_now.wait()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._keep_now.wait(), KEEP_EVERY)
             self._keep_now.clear()
             kept = self._belief.keep()
-            if kept is None:
+            # Its age says when it was last known to be true: not while the agent is away.
+            if kept is None or self.follower.troubles:
                 continue
             try:
                 await asyncio.to_thread(keepsake.save, kept, self._now().timestamp())
@@ -299,6 +319,7 @@ class Watcher:
                 await asyncio.wait_for(self._changed.wait(), SWEEP_EVERY)
                 await asyncio.sleep(SWEEP_DELAY)
             self._changed.clear()
+            self._belief.reconsider()
             self._swept()
 
     def _after_regress(self, regressed: bool) -> None:
@@ -321,9 +342,12 @@ class Watcher:
         while True:
             self._probe_now.clear()
             try:
-                self._belief.take_default(await self._discover_default())
+                found = await self.follower.lookout.attempt(self._discover_default())
+                self._belief.take_default(found)
                 self.follower.well("default policy")
                 failures, pause = 0, PROBE_EVERY
+            except AgentReturnedError:
+                pause = 0.0
             except Exception as caught:
                 # The last verdict stays: an agent that is away has not changed its policy.
                 failures += 1
@@ -355,12 +379,14 @@ class Watcher:
         while True:
             self._beat_now.clear()
             try:
-                await registration.beat(*self._health())
+                await self.follower.lookout.attempt(registration.beat(*self._health()))
                 self.follower.well("registration")
                 failures = 0
                 pause = self._settings.check_ttl / BEATS_PER_TTL
                 if not registration.owner:
                     pause = min(pause, TAKEOVER_EVERY)
+            except AgentReturnedError:
+                pause = 0.0
             except Exception as caught:
                 failures += 1
                 error = self.follower.trouble("registration", caught)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,11 +28,15 @@ from ..exceptions import (
     ConfigError,
 )
 from . import watch, wire
+from .lookout import Lookout
 
 CONNECT_TIMEOUT = 5.0
 """Seconds to reach the agent, which is on this machine or near."""
 ANSWER_TIMEOUT = 10.0
 """Seconds for an answer that does not block."""
+STALLED = "agent_stalled"
+LOST = frozenset({AgentUnavailableError.code, STALLED})
+"""Codes of trouble in which the agent may be gone, rather than say no."""
 MAX_DEPTH_BYTES = 512
 """Longest error text of the agent that is quoted."""
 
@@ -69,6 +74,7 @@ class ConsulClient:
     def __init__(
         self, settings: Settings, transport: httpx.AsyncBaseTransport | None = None
     ) -> None:
+        self.lookout = Lookout()
         self._settings = settings
         name = settings.tls_server_name
         self._extensions: dict[str, Any] = {"sni_hostname": name} if name else {}
@@ -100,6 +106,19 @@ class ConsulClient:
             AgentRefusedError: 403; the message names the permission that is missing.
             AgentAnswerError: too large, not JSON, or another status than 200 and 404.
         """
+        await self.lookout.turn()
+        try:
+            answer = await self._ask(question, index, wait)
+        except AgentUnavailableError as error:
+            self.lookout.failed(lost=error.code in LOST)
+            raise
+        except AgentRefusedError:
+            self.lookout.answered()
+            raise
+        self.lookout.answered()
+        return answer
+
+    async def _ask(self, question: wire.Question, index: int, wait: float) -> Answer:
         params = dict(question.params)
         if index:
             params |= {"index": str(index), "wait": f"{wait:g}s"}
@@ -121,9 +140,9 @@ class ConsulClient:
                 content = await self._read(response)
         except TimeoutError:
             raise AgentUnavailableError(
-                f"{self._settings.agent}: no answer within {timeout:g} s"
+                f"{self._settings.agent}: no answer within {timeout:g} s", STALLED
             ) from None
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, OSError) as error:
             reason = str(error) or type(error).__name__
             raise AgentUnavailableError(f"{self._settings.agent}: {reason}") from error
         return _judge(question, response, content)
@@ -153,7 +172,7 @@ class ConsulClient:
             return {}
         if not is_header_text(token):
             # httpx would quote it, whole, in its own error.
-            raise AgentError(f"{source}: a token is one line of printable ASCII")
+            raise AgentError(f"{source}: a token is one line of printable ASCII", "token_unusable")
         return {wire.TOKEN: token}
 
 
@@ -176,7 +195,8 @@ def _judge(question: wire.Question, response: httpx.Response, content: bytes) ->
     if status == 403:
         raise AgentRefusedError(f"{question.path}: {text or 'refused'}; needs {question.needs}")
     if status == 429 or status >= 500:
-        raise AgentUnavailableError(f"{question.path}: {status} {text}")
+        code = "agent_busy" if status == 429 else "agent_failed"
+        raise AgentUnavailableError(f"{question.path}: {status} {text}", code)
     if status not in (200, 404):
         raise AgentAnswerError(f"{question.path}: {status} {text}")
     body: Any = text
@@ -201,7 +221,18 @@ def _network(settings: Settings) -> tuple[str, httpx.AsyncBaseTransport]:
         # Consul's own clients send Host: localhost there.
         return "http://localhost", httpx.AsyncHTTPTransport(uds=path, limits=limits)
     verify = _agent_context(settings) if parts.scheme == "https" else False
-    return settings.agent, httpx.AsyncHTTPTransport(verify=verify, limits=limits, trust_env=False)
+    return settings.agent, httpx.AsyncHTTPTransport(
+        verify=verify, limits=limits, trust_env=False, socket_options=_keepalive()
+    )
+
+
+def _keepalive() -> list[tuple[int, int, int]]:
+    """A host that died without a word is noticed in half a minute, not at the end of the wait."""
+    options = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
+    for name, value in (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3)):
+        if hasattr(socket, name):
+            options.append((socket.IPPROTO_TCP, getattr(socket, name), value))
+    return options
 
 
 def _agent_context(settings: Settings) -> ssl.SSLContext:
@@ -232,4 +263,4 @@ def _read_token(path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8", errors="replace").strip()
     except OSError as error:
-        raise AgentError(f"token_file {path}: {error.strerror}") from None
+        raise AgentError(f"token_file {path}: {error.strerror}", "token_unusable") from None

@@ -25,10 +25,14 @@ BURST = 10
 """Answers in a row that may come at once before the watch slows down."""
 PACE = 0.05
 """Seconds between answers of a resource that churns."""
-CUT_AFTER = 5.0
+CUT_AFTER = 1.0
 """Seconds from which on a failed question counts as cut by something between, not as refused."""
 POLL_EVERY = 1.0
-"""Seconds between questions where the agent gives no index."""
+"""Seconds between questions where the agent gives no index, or cannot hold a question."""
+BROKEN = 5
+"""Questions in a row that the agent could not hold, after which it is polled."""
+POLLS = 30
+"""Plain questions, one every `POLL_EVERY`, before holding one is tried again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,9 @@ class Cursor:
         rapid: answers in a row that came without waiting.
         wait: seconds the agent may hold a question; shorter once something cuts long ones.
         cut: seconds after which the last question was cut, 0 when it was not.
+        block: whether the agent may hold questions at all; otherwise it is polled.
+        broken: questions in a row that were to be held, and failed or came back at once.
+        polls: plain questions still to be asked before holding one is tried again.
     """
 
     index: int = 0
@@ -49,6 +56,9 @@ class Cursor:
     rapid: int = 0
     wait: float = 300.0
     cut: float = 0.0
+    block: bool = True
+    broken: int = 0
+    polls: int = 0
 
     @property
     def asked(self) -> int:
@@ -58,7 +68,13 @@ class Cursor:
         An agent that was rebuilt meanwhile has lower indexes, and would hold a question with the
         old one for the whole wait before it told so.
         """
-        return 0 if self.failures else self.index
+        plain = self.failures or self.polls or not self.block
+        return 0 if plain else self.index
+
+    @property
+    def polling(self) -> bool:
+        """Whether `POLL_EVERY` has to pass before the next question."""
+        return self.polls > 0 or not self.block
 
 
 def next_index(sent: int, received: int) -> int:
@@ -87,10 +103,20 @@ def answered(cursor: Cursor, received: int, took: float) -> Cursor:
         took: seconds the agent held the question.
     """
     rapid = cursor.rapid + 1 if took < PACE else 0
-    held_long = took >= cursor.cut
-    return Cursor(
-        next_index(cursor.index, received), 0, rapid, cursor.wait, 0.0 if held_long else cursor.cut
+    broken = cursor.broken
+    if cursor.asked:
+        # The same index at once: something answers that knows nothing of blocking.
+        broken = broken + 1 if received == cursor.index and took < PACE else 0
+    moved = replace(
+        cursor,
+        index=next_index(cursor.index, received),
+        failures=0,
+        rapid=rapid,
+        cut=0.0 if took >= cursor.cut else cursor.cut,
+        broken=broken,
+        polls=max(0, cursor.polls - 1),
     )
+    return _fall_back(moved)
 
 
 def failed(cursor: Cursor, took: float = 0.0) -> Cursor:
@@ -98,7 +124,8 @@ def failed(cursor: Cursor, took: float = 0.0) -> Cursor:
     Move on after a failure: the index stays, since nothing was learnt.
 
     A proxy or load balancer may cut requests that last. When two in a row were cut after some
-    `CUT_AFTER` seconds or more, shorter waits are asked for from then on.
+    `CUT_AFTER` seconds or more, shorter waits are asked for from then on; where even those of
+    `CUT_AFTER` are cut, again and again, the agent is polled.
 
     Args:
         took: seconds until the failure.
@@ -107,7 +134,17 @@ def failed(cursor: Cursor, took: float = 0.0) -> Cursor:
     wait = cursor.wait
     if cut and cursor.cut:
         wait = max(CUT_AFTER, min(cut, cursor.cut) * 0.8)
-    return replace(cursor, failures=cursor.failures + 1, rapid=0, wait=wait, cut=cut)
+    short = bool(cursor.asked) and took < CUT_AFTER
+    failures, broken = cursor.failures + 1, cursor.broken + short
+    return _fall_back(
+        replace(cursor, failures=failures, rapid=0, wait=wait, cut=cut, broken=broken)
+    )
+
+
+def _fall_back(cursor: Cursor) -> Cursor:
+    if cursor.broken < BROKEN:
+        return cursor
+    return replace(cursor, broken=BROKEN - 1, polls=POLLS)
 
 
 def regressed(sent: int, received: int) -> bool:
