@@ -316,30 +316,29 @@ class Mesh:
         Returns:
             The verdict with its reason; also counted, logged and told to plugins.
         """
-        verdict = self._judge(peer, facts)
+        # One function, since each request pays for every call: the rules in order, then the books.
+        snapshot = self._belief.snapshot
+        policy, leaf = snapshot.policy, snapshot.leaf
+        if peer is None:
+            verdict = _NO_PEER
+        elif policy is None or leaf is None:
+            verdict = _NOT_READY
+        else:
+            now = self._clock()
+            if now > peer.expires:
+                verdict = _PEER_EXPIRED
+            elif now > leaf.expires:
+                verdict = _LEAF_EXPIRED
+            else:
+                verdict = policy.decide(peer.id, facts)
+                if verdict.allowed and self._plugins.restricts:
+                    verdict = self._restricted(peer, facts) or verdict
         counts, reason = self.counts, verdict.reason
         counts[reason] = counts.get(reason, 0) + 1
         if not verdict.allowed:
             self._log_denial(verdict, peer)
         if self._plugins.watches_decisions:
             self._plugins.decision(verdict, peer.id if peer else None, facts)
-        return verdict
-
-    def _judge(self, peer: Peer | None, facts: RequestFacts) -> Decision:
-        snapshot = self._belief.snapshot
-        policy, leaf = snapshot.policy, snapshot.leaf
-        if policy is None or leaf is None:
-            return _NOT_READY if peer is not None else _NO_PEER
-        if peer is None:
-            return _NO_PEER
-        now = self._clock()
-        if now > peer.expires:
-            return _PEER_EXPIRED
-        if now > leaf.expires:
-            return _LEAF_EXPIRED
-        verdict = policy.decide(peer.id, facts)
-        if verdict.allowed and self._plugins.restricts:
-            return self._restricted(peer, facts) or verdict
         return verdict
 
     def _restricted(self, peer: Peer, facts: RequestFacts) -> Decision | None:
