@@ -63,6 +63,7 @@ METRICS = (
     Metric("CPU per request, 1 at a time", "one", "cpu", "us"),
     Metric("CPU per request, 32 at once", "many", "cpu", "us"),
     Metric("requests per second on one core", "core", "rate", "/s"),
+    Metric("the same, Envoy with one thread", "core_one", "rate", "/s"),
     Metric("new connections per second", "new", "rate", "/s"),
     Metric("CPU per new connection", "new", "cpu", "us"),
 )

@@ -20,9 +20,12 @@ from .agent import CALLER
 from .processes import busy_seconds, cpu_seconds, pin
 from .setting import KINDS, PATH, Kind, Server, Stage
 
-Measure = Literal["many", "one", "new", "core"]
+Measure = Literal["many", "one", "new", "core", "core_one"]
 FRAMEWORKS = ("starlette", "flask")
 ENVOY_THREADS = 2
+
+PINNED: frozenset[Measure] = frozenset({"core", "core_one"})
+"""Measures with the server's side on one core, and the load client on another."""
 
 BUSY_CORES = 0.25
 """Foreign work, in cores, above which a run counts as disturbed."""
@@ -50,6 +53,7 @@ SIZES: Mapping[str, Mapping[Measure, Size]] = {
         "one": Size(1, 4000),
         "new": Size(8, 500, True),
         "core": Size(32, 4000),
+        "core_one": Size(32, 4000),
     },
     "flask": {
         "many": Size(32, 2000),
@@ -91,16 +95,16 @@ class Cast:
     Args:
         framework: of the application.
         servers: for all cores.
-        pinned: for one core; Envoy has one worker thread there.
+        lone: the same, where Envoy has one worker thread.
     """
 
     framework: str
     servers: Mapping[Kind, Server]
-    pinned: Mapping[Kind, Server]
+    lone: Mapping[Kind, Server]
 
     def close(self) -> None:
         """End all of them."""
-        for server in (*self.pinned.values(), *self.servers.values()):
+        for server in (*self.lone.values(), *self.servers.values()):
             server.close()
 
 
@@ -112,12 +116,12 @@ def start(stage: Stage, framework: str) -> Cast:
         "mesh": stage.mesh(framework),
         "envoy": stage.envoy(backend, threads=ENVOY_THREADS),
     }
-    pinned = dict(servers)
-    if "core" in SIZES[framework]:
-        pinned["envoy"] = stage.envoy(backend, threads=1)
-    for server in (*servers.values(), pinned["envoy"]):
+    lone = dict(servers)
+    if "core_one" in SIZES[framework]:
+        lone["envoy"] = stage.envoy(backend, threads=1)
+    for server in (*servers.values(), lone["envoy"]):
         stage.check(server)
-    return Cast(framework, servers, pinned)
+    return Cast(framework, servers, lone)
 
 
 class Rounds:
@@ -163,17 +167,17 @@ class Rounds:
     def _steps(self) -> Iterator[tuple[Cast, Measure]]:
         for cast in self._casts:
             for measure in SIZES[cast.framework]:
-                if measure != "core" or len(cores()) > 1:
+                if measure not in PINNED or len(cores()) > 1:
                     yield cast, measure
 
     def _measure(self, cast: Cast, measure: Measure, kind: Kind) -> Sample:
         size = SIZES[cast.framework][measure]
         count = max(50, int(size.count * self._share))
-        server = (cast.pinned if measure == "core" else cast.servers)[kind]
+        server = (cast.lone if measure == "core_one" else cast.servers)[kind]
         run = load.Load(
             server.port, PATH, size.concurrent, max(20, count // 10), count, new=size.new
         )
-        if measure != "core":
+        if measure not in PINNED:
             return self._sample(run, server, lambda client: None)
         all_cores = cores()
         ours, theirs = sorted(all_cores)[:2]
