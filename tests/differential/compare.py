@@ -5,21 +5,33 @@ Asks the real Envoy and our engine the same, and tells where they differ.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from mesh_middleware.cli.batch import Batch
+from mesh_middleware.intentions import Normalization
 
-from . import envoy, rbac
+from . import envoy, rbac, tokens
 
 Json = dict[str, Any]
 
-_POLICY = ("intentions", "default_allow", "protocol", "trust_domain")
+_POLICY = ("intentions", "default_allow", "protocol", "trust_domain", "normalization")
+_SLASHES = {
+    "REJECT_REQUEST": "reject",
+    "UNESCAPE_AND_REDIRECT": "redirect",
+    "UNESCAPE_AND_FORWARD": "unescape",
+}
+_UNDERSCORES = {"REJECT_REQUEST": "reject", "DROP_HEADER": "drop"}
 
 
-def ask_envoy(cases: Sequence[Json], normalization: Json | None = None) -> list[bool]:
+def ask_envoy(cases: Sequence[Json], vault: tokens.Vault) -> list[bool]:
     """
     Ask one Envoy about all cases; each policy gets a filter chain.
+
+    Args:
+        cases: filled by *vault*.
+        vault: whose keys Envoy gets.
 
     Returns:
         Whether each request would reach the service: its answer is the service's own.
@@ -27,21 +39,25 @@ def ask_envoy(cases: Sequence[Json], normalization: Json | None = None) -> list[
     chains: dict[str, list[Json]] = {}
     names = []
     for case in cases:
-        key = json.dumps([case[part] for part in _POLICY])
+        key = json.dumps([case.get(part) for part in _POLICY])
         names.append(key)
         if key not in chains:
-            chains[key] = _filters(case, normalization or {})
+            chains[key] = filters(case, vault)
     numbers = {key: f"p{number}" for number, key in enumerate(chains)}
-    with envoy.running({numbers[key]: filters for key, filters in chains.items()}) as running:
+    with envoy.running({numbers[key]: chain for key, chain in chains.items()}) as running:
         asker = _Asker(running)
         return [asker.ask(numbers[key], case) for key, case in zip(names, cases, strict=True)]
 
 
-def _filters(case: Json, normalization: Json) -> list[Json]:
+def filters(case: Json, vault: tokens.Vault) -> list[Json]:
+    """Compile a case's policy to the network filters of a listener."""
     rules = (case["intentions"], case["default_allow"], case["trust_domain"])
     if case["protocol"] == "tcp":
         return [rbac.network_filter(*rules), envoy.echo()]
-    return [envoy.connection_manager([rbac.http_filter(*rules)], normalization)]
+    chain = [rbac.http_filter(*rules, tokens.ISSUERS)]
+    if verifier := vault.http_filter(case["intentions"]):
+        chain.insert(0, verifier)
+    return [envoy.connection_manager(chain, case.get("normalization") or {})]
 
 
 class _Asker:
@@ -61,17 +77,48 @@ class _Asker:
         return connection.ask(raw(case["request"])).status == 200
 
 
+_LENGTH = re.compile(rb"\r\ncontent-length:[ +]*([0-9]{1,3})\r\n", re.IGNORECASE)
+_CHUNKED = re.compile(rb"\r\ntransfer-encoding:.*chunked\r\n", re.IGNORECASE)
+
+
 def raw(request: Json) -> bytes:
-    """Write a request as it stands on the wire."""
+    """Write a request as it stands on the wire, with the body it announces."""
     lines = [f"{request['method']} {request['target']} HTTP/1.1"]
     lines += [f"{name}: {value}" for name, value in request["headers"]]
-    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+    head = ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+    if _CHUNKED.search(head):
+        return head + b"0\r\n\r\n"
+    length = _LENGTH.search(head)
+    return head + b"x" * int(length[1]) if length else head
 
 
-def ask_us(cases: Iterable[Json], reading: str, **options: Any) -> list[Json]:
+def ask_us(cases: Iterable[Json], reading: str, vault: tokens.Vault, now: float) -> list[Json]:
     """Ask our engine, through the batch that users have."""
-    batch = Batch(reading, clock=lambda: 0.0, **options)  # type: ignore[arg-type]
-    return [batch.answer(json.dumps(case)) for case in cases]
+    batches: dict[Normalization, Batch] = {}
+    answers = []
+    for case in cases:
+        options = normalization(case.get("normalization") or {})
+        if options not in batches:
+            batches[options] = Batch(
+                reading,  # type: ignore[arg-type]
+                providers=vault.providers(),
+                normalization=options,
+                clock=lambda: now,
+            )
+        answers.append(batches[options].answer(json.dumps(case)))
+    return answers
+
+
+def normalization(options: Json) -> Normalization:
+    """Read a mesh entry's ``RequestNormalization``."""
+    slashes = options.get("PathWithEscapedSlashesAction", "")
+    underscores = options.get("HeadersWithUnderscoresAction", "")
+    return Normalization(
+        paths=not options.get("InsecureDisablePathNormalization", False),
+        merge_slashes=options.get("MergeSlashes", False),
+        escaped_slashes=_SLASHES.get(slashes, "keep"),  # type: ignore[arg-type]
+        underscores=_UNDERSCORES.get(underscores, "allow"),  # type: ignore[arg-type]
+    )
 
 
 def differences(

@@ -52,10 +52,15 @@ def _filter(kind: str, policies: Json, default_allow: bool) -> Json:
 
 def _sorted(intentions: list[Json]) -> list[Json]:
     kept: dict[tuple[str, ...], Json] = {}
-    for item in sorted(intentions, key=_rank):
+    for item in by_rank(intentions):
         if not item.get("SourcePeer"):  # no trust bundle is known: skipped
             kept.setdefault(_source(item), item)
     return list(kept.values())
+
+
+def by_rank(intentions: list[Json]) -> list[Json]:
+    """Sort as Consul does: by precedence, then by names."""
+    return sorted(intentions, key=_rank)
 
 
 def _rank(item: Json) -> tuple[Any, ...]:

@@ -25,6 +25,7 @@ _RAW_TARGETS = ("RAW_URI", "REQUEST_URI")
 """Keys under which WSGI servers offer the raw target: Gunicorn and Werkzeug, in this order."""
 
 _ABSOLUTE = re.compile(rb"https?://[^/?#]*", re.IGNORECASE)
+_QUERY = re.compile(rb"[!\"$-~]*")
 
 _CGI_HEADERS = {"CONTENT_TYPE": b"content-type", "CONTENT_LENGTH": b"content-length"}
 
@@ -68,6 +69,11 @@ class RequestFacts(ABC):
     @abstractmethod
     def headers(self) -> Sequence[Header]:
         """All headers in order, repeats apart where the server keeps them so."""
+
+    @property
+    def odd_query(self) -> bool:
+        """Whether the query has ``#``, space, control or non-ASCII bytes: no sound client's."""
+        return _QUERY.fullmatch(self.query) is None
 
     @property
     def key(self) -> Hashable:
@@ -153,7 +159,10 @@ class AsgiFacts(RequestFacts):
     @property
     def path(self) -> bytes:
         path: str = self.scope["path"]
-        return path.encode("utf-8", "surrogateescape")
+        try:
+            return path.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError:  # half of a surrogate pair: no server makes one
+            return path.encode("utf-8", "surrogatepass")
 
     @property
     def query(self) -> bytes:
@@ -168,7 +177,8 @@ class AsgiFacts(RequestFacts):
     @property
     def key(self) -> Hashable:
         scope = self.scope
-        return (scope.get("method"), scope.get("raw_path"), scope["path"])
+        odd = scope["query_string"] != b"" and self.odd_query
+        return (scope.get("method"), scope.get("raw_path"), scope["path"], odd)
 
 
 class WsgiFacts(RequestFacts):
@@ -237,4 +247,5 @@ class WsgiFacts(RequestFacts):
             get("REQUEST_URI"),
             get("SCRIPT_NAME"),
             get("PATH_INFO"),
+            self.odd_query,
         )

@@ -44,10 +44,15 @@ _TWISTED = (
 
 
 class Alternative(NamedTuple):
-    """Values of one header in one reading; ``None`` when it is absent there."""
+    """
+    Values of one header in one reading; ``None`` when it is absent there.
+
+    They are *made up* where the proxy writes them, and nobody can foresee more than their form.
+    """
 
     name: str
     values: Sequence[bytes] | None
+    made_up: bool = False
 
 
 _ABSENT = (Alternative("headers", None),)
@@ -103,19 +108,22 @@ class HeaderView:
         seen = self._read_head()
         wanted = name if self._facts.dashes_known else name.replace(b"_", b"-")
         envoy = seen.get(wanted)
-        found = [Alternative("headers", envoy)]
+        found = [Alternative("headers", envoy, wanted in wire.MADE_UP and self._made_up(wanted))]
         sent = [value for line, value in self._lines if line == wanted] or None
         if sent != envoy:
             found.append(Alternative(self._why(wanted, sent, envoy), sent))
         for values in (envoy, sent):
             if values is not None:
-                found += _spread(values)
+                found += _spread(name, values)
         if not self._facts.dashes_known and wanted not in wire.JOINED:
             found += [Alternative("headers_single", [part]) for part in _parts(sent or ())]
         found += self._alike(wanted, sent)
         if name == HOST and envoy is not None:
             found.append(Alternative("host", [*envoy, *_hosts([*envoy, *(sent or ())])]))
         return found
+
+    def _made_up(self, name: bytes) -> bool:
+        return name == wire.CLIENT_CERT or not self._merged.get(name, [b""])[0]
 
     def _why(self, name: bytes, sent: object, envoy: object) -> str:
         if sent is not None and envoy is not None:
@@ -172,7 +180,8 @@ def _once(facts: RequestFacts) -> dict[bytes, bytes] | None:
         return None
     headers = facts.headers
     found = dict(headers)
-    if len(found) != len(headers) or b"_" in b"".join(found):
+    names = b"".join(found)
+    if len(found) != len(headers) or b"_" in names or not names.islower():
         return None
     named = found.get(b"connection")
     return found if named is None or named in _HARMLESS else None
@@ -182,9 +191,11 @@ def _parts(values: Sequence[bytes]) -> list[bytes]:
     return [part.strip(b" \t") for value in values if b"," in value for part in value.split(b",")]
 
 
-def _spread(values: Sequence[bytes]) -> list[Alternative]:
+def _spread(name: bytes, values: Sequence[bytes]) -> list[Alternative]:
     found = []
     if len(values) > 1:
+        if name == b"cookie":  # HTTP/2 sends its pieces apart
+            found.append(Alternative("headers_joined", [b"; ".join(values)]))
         found.append(Alternative("headers_joined", [b",".join(values)]))
         found.append(Alternative("headers_joined", [b", ".join(values)]))
         found += [Alternative("headers_single", [value]) for value in dict.fromkeys(values)]

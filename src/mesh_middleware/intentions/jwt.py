@@ -1,56 +1,45 @@
 """
-Tokens that intentions demand: where they stand in a request, and whether they are good.
+Tokens that intentions demand: where they stand in a request, and who vouches for them.
 
-Owns jwt-providers as values, the search for tokens, and their verification with keys that are at
-hand. Fetches nothing: remote keys come in with the provider. A token never replaces the identity of
-the peer; it is only asked for after that.
+Owns jwt-providers as values, and the search for tokens. Fetches nothing: remote keys come in with
+the provider. A token never replaces the identity of the peer; it is only asked for after that.
 
-Two judgements are made of one token: ours, and Envoy's more *lenient* one (no expiry needed, 60
-seconds of clock skew), which the ``envoy`` reading needs. An algorithm counts only with the kind of
-key it is made for; keys and key addresses inside a token are ignored.
+Theory: Envoy's filter asks every provider that the service's intentions name, one after the other,
+also those that this request's intention does not. Of one provider it tries the tokens from the last
+place to the first until one is bad, and keeps what the last good one claims. A header with a good
+token is removed then, unless the provider forwards it: the next provider, and the rules, no longer
+see it; so it goes with a query parameter. The *lenient* judgement does all that; ours wants every
+token in the request to be good.
 
-Source: RFC 7515, 7517, 7519; reference 5.3 and 8; Envoy's jwt_authn filter.
+Source: reference 5.3 and 8; Envoy 1.40's jwt_authn filter, observed.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import unquote_plus
 
+from . import jws
 from .facts import RequestFacts
+from .headers import HeaderView
+from .jws import BadTokenError, Claims, Key, KeySet, Terms, read_keys
 from .model import JwtDemand
 from .reasons import Reason
 
-try:
-    import jwt as pyjwt
-except ImportError:  # pragma: no cover - the extra is installed where tests run
-    pyjwt = None  # type: ignore[assignment]
+__all__ = [
+    "DEFAULT_LOCATIONS",
+    "Claims",
+    "JwtProvider",
+    "Key",
+    "KeySet",
+    "Location",
+    "Tokens",
+    "read_keys",
+]
 
-SKEW = 30.0
-"""Seconds a clock may be off."""
-
-LENIENT_SKEW = 60.0
-"""Seconds Envoy grants, whatever the provider entry says."""
-
-MAX_TOKEN = 16_384
-"""Longest token, in bytes, that is looked at."""
-
-Claims = Mapping[str, Any]
-
-_FAMILIES: dict[str, tuple[str, ...]] = {
-    "RSA": ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"),
-    "oct": ("HS256", "HS384", "HS512"),
-    "OKP": ("EdDSA",),
-}
-_CURVES = {"P-256": ("ES256",), "P-384": ("ES384",), "P-521": ("ES512",)}
-_TOKEN = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*")
-_TOKEN_CHARS = re.compile(r"[A-Za-z0-9_.-]+")
+_TOKEN_CHARS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,28 +57,7 @@ DEFAULT_LOCATIONS = (
 )
 """Where tokens are looked for when the provider does not say."""
 
-
-@dataclass(frozen=True, slots=True)
-class Key:
-    """One key of a JWKS, and the algorithms it may verify."""
-
-    kid: str | None
-    algorithms: tuple[str, ...]
-    material: Any = field(repr=False, compare=False)
-
-
-@dataclass(frozen=True, slots=True)
-class KeySet:
-    """
-    The keys of a JWKS that can verify signatures.
-
-    Args:
-        keys: usable keys, in order.
-        text: the JWKS they were read from: equal text, equal keys.
-    """
-
-    keys: tuple[Key, ...] = field(compare=False, repr=False)
-    text: str = field(repr=False)
+_ORDER = {"header": 0, "query": 1, "cookie": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +76,7 @@ class JwtProvider:
         timeout: seconds one question for remote keys may take.
         forward_header: header that hands the verified payload to the application; may be empty.
         forward_padded: whether that payload keeps its ``=`` padding.
+        forward: whether proxies leave a verified token in the request.
     """
 
     name: str
@@ -120,47 +89,7 @@ class JwtProvider:
     timeout: float = 1.0
     forward_header: str = ""
     forward_padded: bool = False
-
-
-class _BadTokenError(Exception):
-    """A token is not good; a refusal, not an error."""
-
-
-def read_keys(text: str) -> KeySet:
-    """
-    Read a JWKS.
-
-    Args:
-        text: its JSON.
-
-    Returns:
-        The keys that can verify signatures; others are left out.
-
-    Raises:
-        ValueError: *text* is no JWKS.
-
-    Source: RFC 7517, 5: keys that are not understood are ignored.
-    """
-    value = json.loads(text)
-    if not isinstance(value, dict) or not isinstance(value.get("keys"), list):
-        raise ValueError("a JWKS is an object with a list of keys")
-    return KeySet(tuple(filter(None, map(_read_key, value["keys"]))), text)
-
-
-def _read_key(item: object) -> Key | None:
-    if pyjwt is None or not isinstance(item, dict) or item.get("use", "sig") != "sig":
-        return None
-    kind, named = item.get("kty"), item.get("alg")
-    family = _CURVES.get(item.get("crv", "")) if kind == "EC" else _FAMILIES.get(str(kind))
-    if family is None or (named is not None and named not in family):
-        return None
-    algorithms = family if named is None else (str(named),)
-    try:
-        material = pyjwt.PyJWK(item, algorithm=algorithms[0]).key
-    except (pyjwt.PyJWTError, ValueError, TypeError, KeyError):
-        return None
-    kid = item.get("kid")
-    return Key(kid if isinstance(kid, str) else None, algorithms, material)
+    forward: bool = False
 
 
 class Tokens:
@@ -169,16 +98,36 @@ class Tokens:
 
     Args:
         facts: the request.
-        providers: jwt-providers by name.
+        view: its headers, in every reading.
+        providers: jwt-providers by name, those that intentions name first, in their order.
+        named: how many of them intentions name: these the filter asks.
         now: seconds since the epoch.
     """
 
     def __init__(
-        self, facts: RequestFacts, providers: Mapping[str, JwtProvider], now: float
+        self,
+        facts: RequestFacts,
+        view: HeaderView,
+        providers: Mapping[str, JwtProvider],
+        named: Sequence[str],
+        now: float,
     ) -> None:
         self._facts = facts
+        self._view = view
         self._providers = providers
+        self._named = named
         self._now = now
+        self._removed: set[bytes] | None = None
+        self._vouched: dict[str, Claims | Reason] = {}
+
+    @property
+    def removed(self) -> set[bytes]:
+        """Headers and ``?parameters`` that proxies take out once their tokens are verified."""
+        if self._removed is None:
+            self._removed = set()
+            for name in self._named:
+                self._vouched[name] = self._filter(name, self._removed)
+        return self._removed
 
     def satisfy(
         self, demands: Sequence[JwtDemand], *, lenient: bool = False
@@ -199,69 +148,109 @@ class Tokens:
         return unmet
 
     def _satisfy(self, demand: JwtDemand, lenient: bool) -> Claims | Reason:
-        provider = self._providers.get(demand.provider)
-        if provider is None:
-            return Reason.JWT_UNKNOWN_PROVIDER
-        if pyjwt is None:
-            return Reason.JWT_NO_ENGINE
-        if provider.keys is None:
-            return Reason.JWT_NO_KEYS
-        tokens = list(_find(provider, self._facts, lenient))
-        if not tokens:
-            return Reason.JWT_MISSING
-        try:
-            found = [_verify(token, provider, self._now, lenient) for token in tokens]
-        except _BadTokenError:
-            return Reason.JWT_INVALID
-        # Every token in the request has to be good; Envoy keeps the first one's payload.
-        checked = found[:1] if lenient else found
+        assert self.removed is not None  # the filter has run
+        kept = self._vouched.get(demand.provider, Reason.JWT_UNKNOWN_PROVIDER)
+        if isinstance(kept, Reason):
+            return kept
+        checked = [kept]
+        if not lenient:
+            try:
+                checked += self._verified(self._providers[demand.provider])
+            except BadTokenError:
+                return Reason.JWT_INVALID
         for claims in checked:
             if not all(_at(claims, claim.path) == claim.value for claim in demand.claims):
                 return Reason.JWT_CLAIMS
-        return found[0]
+        return kept
+
+    def _filter(self, name: str, removed: set[bytes]) -> Claims | Reason:
+        """Verify as Envoy's filter does, from the last token to the first."""
+        provider = self._providers.get(name)
+        if provider is None:
+            return Reason.JWT_UNKNOWN_PROVIDER
+        if not jws.available():
+            return Reason.JWT_NO_ENGINE
+        if provider.keys is None:
+            return Reason.JWT_NO_KEYS
+        terms = Terms(provider.issuer, provider.audiences, self._now, lenient=True)
+        kept: Claims | Reason = Reason.JWT_MISSING
+        gone = set(removed)
+        for token, place in reversed(list(self._lenient_tokens(provider, gone))):
+            try:
+                kept = jws.verify(token, terms, provider.keys)
+            except BadTokenError:
+                return Reason.JWT_INVALID if isinstance(kept, Reason) else kept
+            if place and not provider.forward:
+                removed.add(place)
+        return kept
+
+    def _lenient_tokens(
+        self, provider: JwtProvider, gone: set[bytes]
+    ) -> Iterator[tuple[str, bytes]]:
+        """Find what Envoy takes for tokens, with the header or ``?parameter`` each stands in."""
+
+        def rank(place: Location) -> tuple[int, str]:
+            return (_ORDER[place.kind], place.name.lower() + place.prefix)
+
+        for location in sorted(provider.locations, key=rank):
+            if location.kind == "query":
+                place = b"?" + location.name.encode()
+                values = [] if place in gone else self._parameters(location.name)
+                yield from ((v, place) for v in values[:1])
+            elif location.kind == "cookie":
+                lines = [] if b"cookie" in gone else self._lines(b"cookie")
+                values = [v for line in lines for v in _cookies(line, location.name)]
+                yield from ((v, b"") for v in values[:1])
+            else:
+                header = location.name.lower().encode()
+                for line in () if header in gone else self._lines(header):
+                    before, prefix, rest = line.partition(location.prefix or "\0")
+                    if location.prefix and prefix:
+                        yield (_from_token(rest), header)
+                    elif not location.prefix:
+                        yield (before, header)
+
+    def _verified(self, provider: JwtProvider) -> list[Claims]:
+        """Verify every token in the request, wherever any reader may find one, by our terms."""
+        assert provider.keys is not None
+        terms = Terms(provider.issuer, provider.audiences, self._now, lenient=False)
+        found = dict.fromkeys(self._all_tokens(provider))
+        return [jws.verify(token, terms, provider.keys) for token in found]
+
+    def _all_tokens(self, provider: JwtProvider) -> Iterator[str]:
+        for location in provider.locations:
+            if location.kind == "query":
+                yield from self._parameters(location.name)
+                continue
+            cookie = location.kind == "cookie"
+            header = b"cookie" if cookie else location.name.lower().encode()
+            for line in self._every_line(header):
+                if cookie:
+                    yield from _cookies(line, location.name)
+                elif line.startswith(location.prefix):
+                    yield line.removeprefix(location.prefix)
+                elif location.prefix in line:
+                    raise BadTokenError
+
+    def _lines(self, header: bytes) -> list[str]:
+        values = self._view.alternatives(header)[0].values or ()
+        return [value.decode("latin-1") for value in values]
+
+    def _every_line(self, header: bytes) -> dict[str, None]:
+        # As lists apart a line would be judged in pieces; a token has no comma.
+        read = [a for a in self._view.alternatives(header) if a.name != "headers_split"]
+        lines = [value for a in read for value in a.values or ()]
+        return dict.fromkeys(value.decode("latin-1") for value in lines)
+
+    def _parameters(self, wanted: str) -> list[str]:
+        pairs = (p.partition("=") for p in self._facts.query.decode("latin-1").split("&"))
+        return [unquote_plus(value) for name, _, value in pairs if unquote_plus(name) == wanted]
 
 
-def _at(claims: Any, path: Sequence[str]) -> Any:
-    for key in path:
-        if not isinstance(claims, dict):
-            return None
-        claims = claims.get(key)
-    return claims if isinstance(claims, str) else None
-
-
-def _find(provider: JwtProvider, facts: RequestFacts, lenient: bool) -> Iterator[str]:
-    order = {"header": 0, "query": 1, "cookie": 2}
-    for location in sorted(provider.locations, key=lambda place: order[place.kind]):
-        for value in _values(location, facts):
-            if location.prefix:
-                before, prefix, rest = value.partition(location.prefix)
-                if not prefix or (before and not lenient):
-                    continue
-                token = _TOKEN_CHARS.search(rest)
-                value = token[0] if token and lenient else rest
-            yield value
-
-
-def _values(location: Location, facts: RequestFacts) -> Iterator[str]:
-    if location.kind == "query":
-        yield from _parameters(facts.query.decode("latin-1"), location.name)
-        return
-    wanted = b"cookie" if location.kind == "cookie" else location.name.lower().encode()
-    for name, value in facts.headers:
-        if name.lower() != wanted:
-            continue
-        text = value.decode("latin-1").strip(" \t")
-        if location.kind == "header":
-            yield text
-        else:
-            yield from _cookies(text, location.name)
-
-
-def _parameters(query: str, wanted: str) -> Iterator[str]:
-    for pair in query.split("&"):
-        name, _, value = pair.partition("=")
-        if unquote_plus(name) == wanted:
-            yield unquote_plus(value)
+def _from_token(text: str) -> str:
+    """Cut what stands before the first character a token can have."""
+    start = next((place for place, char in enumerate(text) if char in _TOKEN_CHARS), 0)
+    return text[start:]
 
 
 def _cookies(text: str, wanted: str) -> Iterator[str]:
@@ -271,62 +260,9 @@ def _cookies(text: str, wanted: str) -> Iterator[str]:
             yield value.strip('"')
 
 
-def _verify(token: str, provider: JwtProvider, now: float, lenient: bool) -> Claims:
-    header, claims = _decode(token)
-    if claims.get("iss") != provider.issuer or "crit" in header:
-        raise _BadTokenError
-    _check_time(claims, now, lenient)
-    if provider.audiences:
-        audience = claims.get("aud")
-        named = [audience] if isinstance(audience, str) else audience
-        if not isinstance(named, list) or not set(provider.audiences).intersection(
-            item for item in named if isinstance(item, str)
-        ):
-            raise _BadTokenError
-    _check_signature(token, header, provider)
-    return claims
-
-
-def _decode(token: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    if len(token) > MAX_TOKEN or not _TOKEN.fullmatch(token):
-        raise _BadTokenError
-    header, payload, _ = token.split(".")
-    try:
-        parts = [json.loads(_unbase64(part)) for part in (header, payload)]
-    except (ValueError, RecursionError):
-        raise _BadTokenError from None
-    if not all(isinstance(part, dict) for part in parts):
-        raise _BadTokenError
-    return parts[0], parts[1]
-
-
-def _unbase64(text: str) -> bytes:
-    try:
-        return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
-    except binascii.Error as error:
-        raise ValueError(str(error)) from None
-
-
-def _check_time(claims: Claims, now: float, lenient: bool) -> None:
-    skew = LENIENT_SKEW if lenient else SKEW
-    expires = claims.get("exp", now if lenient else None)
-    begins = claims.get("nbf", 0)
-    for moment in (expires, begins):
-        if isinstance(moment, bool) or not isinstance(moment, int | float):
-            raise _BadTokenError
-    if not begins - skew <= now <= expires + skew:
-        raise _BadTokenError
-
-
-def _check_signature(token: str, header: Mapping[str, Any], provider: JwtProvider) -> None:
-    algorithm, kid = header.get("alg"), header.get("kid")
-    assert provider.keys is not None
-    for key in provider.keys.keys:
-        if algorithm not in key.algorithms or (kid and key.kid and kid != key.kid):
-            continue
-        try:
-            pyjwt.PyJWS().decode(token, key.material, algorithms=[str(algorithm)])
-        except pyjwt.PyJWTError:
-            continue
-        return
-    raise _BadTokenError
+def _at(claims: Any, path: Sequence[str]) -> Any:
+    for key in path:
+        if not isinstance(claims, dict):
+            return None
+        claims = claims.get(key)
+    return claims if isinstance(claims, str) else None

@@ -259,6 +259,20 @@ def source_flaw(pattern: str) -> Flaw | None:
     return dataclasses.replace(flaw, everyone=True) if flaw else None
 
 
+def read_by_envoy(permissions: Sequence[Permission]) -> tuple[Permission, ...]:
+    """
+    Cut off the permissions from the first whose pattern is bad: Envoy never gets those.
+
+    Args:
+        permissions: of an intention that Envoy does not refuse.
+    """
+    for place, permission in enumerate(permissions):
+        flaw = permission_flaw(permission)
+        if flaw is not None and flaw.reason is Reason.BAD_PATTERN:
+            return tuple(permissions[:place])
+    return tuple(permissions)
+
+
 def permission_flaw(permission: Permission) -> Flaw | None:
     """Tell why a permission cannot be judged: its own flaw, or that of one of its patterns."""
     if permission.flaw is not None:

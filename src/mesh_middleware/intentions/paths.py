@@ -73,13 +73,14 @@ def envoy_path(path: bytes, options: Normalization) -> bytes | None:
             return None
         path = decode_slashes(path)
     if options.paths:
-        if _has_nul(path):
+        if has_nul(_DOT_PARAMS.sub(rb"\1", path)):
             return None
         path = normalize(path)
     return merge_slashes(path) if options.merge_slashes else path
 
 
-def _has_nul(path: bytes) -> bool:
+def has_nul(path: bytes) -> bool:
+    """Tell whether a raw path has an escaped NUL."""
     return b"%00" in path
 
 

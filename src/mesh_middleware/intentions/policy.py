@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 
 from ..exceptions import IdentityError
@@ -20,7 +20,15 @@ from ..identity import ServiceId, SpiffeId, parse_spiffe_id
 from . import sources
 from .facts import RequestFacts
 from .jwt import JwtProvider, Tokens
-from .matchers import PathTable, envoy_refuses, full_match, permission_flaw, source_flaw
+from .matchers import (
+    PathTable,
+    Test,
+    envoy_refuses,
+    full_match,
+    permission_flaw,
+    read_by_envoy,
+    source_flaw,
+)
 from .model import Decision, Flaw, Intention, Normalization, decision, order
 from .program import Program, ReadingName, Terms
 from .reasons import Reason
@@ -34,6 +42,9 @@ WORDS = {
     "it in",
 }
 """Names of readings that concern who calls, and what they mean."""
+
+_TAKEN = (Reason.BAD_PATTERN, Reason.PATTERN_TOO_LARGE)
+"""Flaws of a single permission that Envoy does not mind: it takes the pattern, or never gets it."""
 
 EAGER = 64
 """Permissions of one intention from which on its table is made when the policy is."""
@@ -54,6 +65,7 @@ class Policy:
         "_programs",
         "_tables",
         "_terms",
+        "_tests",
         "default_allow",
         "intentions",
         "protocol",
@@ -82,6 +94,7 @@ class Policy:
         self._terms = terms
         self._groups = sources.group(intentions)
         self._odd = sources.odd(self._groups)
+        self._tests: list[tuple[Test, Intention]] | None = None
         self._programs: dict[object, Program] = {}
         self._connections: dict[object, Program] = {}
         self._tables: dict[Intention, PathTable] = {}
@@ -139,7 +152,17 @@ class Policy:
         """Choose the intentions that have a say about *source*: for explaining."""
         if not self._odd:
             return sources.candidates(self._groups, source)
-        return sources.odd_candidates(self._groups, source, self._matcher(source.uri))
+        text = source.uri.encode()
+        matched = [item for test, item in self._odd_tests() if test(text)]
+        return sources.odd_candidates(self._groups, source, matched)
+
+    def _odd_tests(self) -> list[tuple[Test, Intention]]:
+        """Compile what Envoy matches odd names with, once."""
+        if self._tests is None:
+            patterns = [(sources.pattern(item, self.trust_domain), item) for item in self._odd]
+            found = [(full_match(pattern), item) for pattern, item in patterns]
+            self._tests = [(test, item) for test, item in found if test is not None]
+        return self._tests
 
     def _matcher(self, uri: str) -> Callable[[Intention], bool]:
         text = uri.encode("utf-8", "surrogateescape")
@@ -206,8 +229,10 @@ class Policy:
         if self._fatal is not None:
             return _constant(terms, self._fatal)
         for intention in found.all:
-            if flaw := intention.flaw if connection else _flaw(intention):
-                answer = decision(flaw.reason, intention, detail=flaw.detail)
+            taken = _TAKEN if terms.reading == "envoy" else ()
+            if flaw := intention.flaw if connection else _flaw(intention, taken):
+                readings = ("unreadable",) if flaw.reason in _TAKEN else ()
+                answer = decision(flaw.reason, intention, readings=readings, detail=flaw.detail)
                 return _constant(terms, answer)
         tables = {}
         for intention in found.all:
@@ -218,7 +243,10 @@ class Policy:
     def _table(self, intention: Intention) -> PathTable:
         table = self._tables.get(intention)
         if table is None:
-            table = self._tables[intention] = PathTable(intention.permissions)
+            permissions = intention.permissions
+            if self.reading == "envoy":
+                permissions = read_by_envoy(permissions)
+            table = self._tables[intention] = PathTable(permissions)
         return table
 
     def _prepare(self, previous: Policy | None) -> None:
@@ -240,10 +268,11 @@ def _constant(terms: Terms, answer: Decision) -> Program:
     return program
 
 
-def _flaw(intention: Intention) -> Flaw | None:
+def _flaw(intention: Intention, taken: Collection[Reason] = ()) -> Flaw | None:
     if intention.flaw is not None:
         return intention.flaw
-    return next((flaw for p in intention.permissions if (flaw := permission_flaw(p))), None)
+    flaws = filter(None, map(permission_flaw, intention.permissions))
+    return next((flaw for flaw in flaws if flaw.reason not in taken), None)
 
 
 def _find_fatal(policy: Policy) -> Decision | None:
@@ -296,21 +325,44 @@ def compile_policy(
     Returns:
         The policy. Intentions that cannot be read make it deny, not fail.
     """
+    intentions = tuple(intentions)
     providers: Mapping[str, JwtProvider] = {item.name: item for item in jwt_providers}
+    named = _named_providers(intentions)
     terms = Terms(
         _default_reason(default_allow),
         reading,
         normalization or Normalization(),
-        lambda facts: Tokens(facts, providers, clock()),
+        lambda facts, view: Tokens(facts, view, providers, named, clock()),
+        _token_headers(providers[name] for name in named if name in providers),
     )
     return Policy(
-        tuple(intentions),
+        intentions,
         service=service,
         trust_domain=trust_domain,
         default_allow=default_allow,
         protocol=protocol,
         terms=terms,
         previous=previous,
+    )
+
+
+def _named_providers(intentions: Iterable[Intention]) -> tuple[str, ...]:
+    """List the jwt-providers that intentions name, in the order proxies ask them."""
+    demanding = [i for i in intentions if i.jwt or any(p.jwt for p in i.permissions)]
+    names: dict[str, None] = {}
+    for intention in sorted(demanding, key=order):
+        for demands in (intention.jwt, *(p.jwt for p in intention.permissions)):
+            names.update((demand.provider, None) for demand in demands)
+    return tuple(names)
+
+
+def _token_headers(providers: Iterable[JwtProvider]) -> frozenset[bytes]:
+    return frozenset(
+        place.name.lower().encode()
+        for provider in providers
+        if not provider.forward
+        for place in provider.locations
+        if place.kind == "header"
     )
 
 

@@ -17,13 +17,13 @@ Source: reference 5.1 to 5.4.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 from urllib.parse import quote_from_bytes
 
 from . import paths, wire
 from .facts import RequestFacts
-from .headers import HeaderView
+from .headers import Alternative, HeaderView
 from .jwt import Tokens
 from .matchers import HeaderTest, PathTable, Step
 from .model import Decision, Intention, JwtDemand, Normalization, decision
@@ -35,7 +35,10 @@ ReadingName = Literal["strict", "envoy"]
 MEMORY = 1024
 """Answers remembered per source; a memory that is full starts again."""
 
-MAX_REMEMBERED = 1024
+ALL_MEMORY = 8192
+"""Answers remembered by all sources of a policy together; then all start again."""
+
+MAX_REMEMBERED = 512
 """Longest path, in bytes, whose answer is remembered."""
 
 MAX_AMBIGUOUS = 8192
@@ -44,20 +47,58 @@ MAX_AMBIGUOUS = 8192
 WORDS = {
     "precedence": "by precedence alone: the highest intention decides",
     "envoy_rules": "by the rules Envoy is given: what any intention left standing says",
-    "jwt": "a token demanded under a default of allow: Envoy does not enforce it",
+    "jwt": "a token by our terms: stricter than Envoy's, and enforced under a default of allow",
+    "unreadable": "a pattern that Envoy takes, or leaves out of its rules, and we refuse",
     "too_long": f"a path that is not plain, of more than {MAX_AMBIGUOUS} bytes",
 }
 """Names of readings that concern intentions, and what they mean."""
 
 
+class Memory:
+    """Bounds what the programs of one policy remember together."""
+
+    __slots__ = ("_held", "_left")
+
+    def __init__(self) -> None:
+        self._held: list[dict[object, Decision | Outcome]] = []
+        self._left = ALL_MEMORY
+
+    def keep(
+        self, answers: dict[object, Decision | Outcome], key: object, answer: Decision | Outcome
+    ) -> None:
+        """Put an answer to those of one program, after forgetting some where it is too much."""
+        self._left -= 1
+        if self._left < 0:
+            held, self._held, self._left = self._held, [], ALL_MEMORY
+            for other in held:
+                other.clear()
+        elif len(answers) >= MEMORY:
+            answers.clear()
+        if not answers:
+            self._held.append(answers)
+        answers[key] = answer
+
+
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What all sources of a policy share."""
+    """
+    What all sources of a policy share.
+
+    Args:
+        default: what holds where nothing matched.
+        reading: how requests are read.
+        options: the mesh entry's request normalization.
+        tokens: makes the tokens of a request.
+        token_headers: headers that proxies may take out of a request for the token in them.
+        memory: what is remembered together.
+    """
 
     default: Reason
     reading: ReadingName
     options: Normalization
-    tokens: Callable[[RequestFacts], Tokens]
+    tokens: Callable[[RequestFacts, HeaderView], Tokens]
+    token_headers: frozenset[bytes] = frozenset()
+    memory: Memory = field(default_factory=Memory, compare=False)
 
 
 _REASONS = {
@@ -65,6 +106,10 @@ _REASONS = {
     False: Reason.INTENTION_DENY,
     None: Reason.PERMISSIONS_ON_CONNECTION,
 }
+
+
+_OUR_FAULT = (Reason.JWT_UNKNOWN_PROVIDER, Reason.JWT_NO_KEYS, Reason.JWT_NO_ENGINE)
+"""Why tokens cannot be judged at all: denied whatever the default is."""
 
 
 class Branch(NamedTuple):
@@ -119,6 +164,20 @@ class Request:
             self._view = HeaderView(self._facts, self._terms.options)
         return self._view
 
+    @property
+    def tokens(self) -> Tokens:
+        """The tokens."""
+        if self._tokens is None:
+            self._tokens = self._terms.tokens(self._facts, self.view)
+        return self._tokens
+
+    def alternatives(self, name: bytes) -> tuple[Alternative, ...]:
+        """Read one header, Envoy's reading first; see `HeaderView.alternatives`."""
+        found = self.view.alternatives(name)
+        if name in self._terms.token_headers and name in self.tokens.removed:
+            return (Alternative("proxy", None), *found)
+        return found
+
     def unmet(self, demands: Sequence[JwtDemand], *, lenient: bool = False) -> Reason | None:
         """
         Tell why no token satisfies any of *demands*; ``None`` when one does, or none is made.
@@ -128,9 +187,7 @@ class Request:
         """
         if not demands:
             return None
-        if self._tokens is None:
-            self._tokens = self._terms.tokens(self._facts)
-        found = self._tokens.satisfy(demands, lenient=lenient)
+        found = self.tokens.satisfy(demands, lenient=lenient)
         if isinstance(found, Reason):
             return found
         self.claims.update(found)
@@ -188,9 +245,8 @@ class Program:
         target = facts.target
         if len(facts.path if target is None else target) > MAX_REMEMBERED:
             return
-        if len(self._memory) >= MEMORY:
-            self._memory.clear()
-        self._memory[key] = outcome
+        if facts.method in wire.METHODS:
+            self._terms.memory.keep(self._memory, key, outcome)
 
     def _read_path(self, facts: RequestFacts) -> Decision | Outcome:
         method = facts.method
@@ -200,6 +256,8 @@ class Program:
         normal = paths.envoy_path(path, self._terms.options) if path is not None else None
         if path is None or normal is None:
             return decision(Reason.UNSOUND_TARGET, detail=repr((facts.target or app)[:200]))
+        if self._terms.reading == "strict" and paths.has_nul(path):
+            return decision(Reason.UNSOUND_TARGET, readings=("decoded",))
         first = paths.Reading("normalized", normal)
         views: tuple[paths.Reading, ...] = (first,)
         if self._terms.reading == "strict" and not (paths.PLAIN.fullmatch(path) and app == path):
@@ -214,7 +272,7 @@ class Program:
         app = facts.path
         target = facts.target
         if target is None:
-            if not app.startswith(b"/") or b"\0" in app:
+            if not app.startswith(b"/") or b"\0" in app or facts.odd_query:
                 return None, app
             return quote_from_bytes(app, safe="/!$&'()*+,;=:@").encode(), app
         parts = wire.split_target(target)
@@ -365,6 +423,8 @@ class Program:
         unmet = request.unmet(demands, lenient=True)
         if unmet is None:
             return verdict
+        if unmet in _OUR_FAULT:
+            return Verdict(False, unmet, verdict.permission)
         return Verdict(default.allows, default if default.allows else unmet, verdict.permission)
 
 
@@ -377,9 +437,12 @@ def _judge_headers(
     assert request is not None
     must = may = True
     for test in tests:
-        read = request.view.alternatives(test.name)
+        read = request.alternatives(test.name)
         every = some = first = test.matches(read[0].values)
-        if doubt and len(read) > 1:
+        if doubt and read[0].made_up and test.test is not None:
+            doubts.add("proxy")
+            every, some = False, True
+        elif doubt and len(read) > 1:
             for alternative in read:
                 result = test.matches(alternative.values)
                 if result is not first:

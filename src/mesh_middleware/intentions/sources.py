@@ -17,7 +17,7 @@ Source: reference 4.2, 5.1, 5.2, 12.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from ..identity import ServiceId
@@ -104,12 +104,12 @@ def keys_of(source: ServiceId) -> tuple[Key, Key, Key]:
 
 def odd(groups: Groups) -> tuple[Intention, ...]:
     """Find the intentions whose source means more to Envoy than its characters."""
-    plain = _PLAIN_NAME.fullmatch
-    return tuple(
-        intention
-        for key, intention in groups.items()
-        if not (plain(key[0]) and plain(key[1]) and plain(key[2]))
-    )
+    return tuple(intention for intention in groups.values() if not is_plain(intention))
+
+
+def is_plain(intention: Intention) -> bool:
+    """Tell whether Envoy takes an intention's source for just its characters."""
+    return all(map(_PLAIN_NAME.fullmatch, intention.key))
 
 
 def pattern(intention: Intention, trust_domain: str) -> str:
@@ -137,17 +137,17 @@ def candidates(groups: Groups, source: ServiceId) -> Candidates:
     return Candidates(found[0] if found else None, standing(found))
 
 
-def odd_candidates(
-    groups: Groups, source: ServiceId, matches: Callable[[Intention], bool]
-) -> Candidates:
+def odd_candidates(groups: Groups, source: ServiceId, matched: Iterable[Intention]) -> Candidates:
     """
-    Choose the intentions that may decide for a source, where some name is odd.
+    Choose the intentions that may decide for a source, where some names are odd.
 
     Args:
-        matches: tells whether Envoy takes the source for an intention's.
+        matched: the odd ones that Envoy takes the source for.
     """
-    first = candidates(groups, source).first
-    return Candidates(first, standing(sorted(filter(matches, groups.values()), key=order)))
+    found = [groups[key] for key in dict.fromkeys(keys_of(source)) if key in groups]
+    first = min(found, key=order, default=None)
+    plain = [intention for intention in found if is_plain(intention)]
+    return Candidates(first, standing(sorted((*plain, *matched), key=order)))
 
 
 def configured(
@@ -171,8 +171,9 @@ def configured(
             return any(action is not default_allow for action in actions)
         return bool(intention.allow) is not default_allow
 
+    broad = [intention for intention in groups.values() if _wild(intention)]
     for intention in wanted:
-        below = (other for other in groups.values() if order(other) > order(intention))
+        below = (other for other in broad if order(other) > order(intention))
         if kept(intention) or any(_covers(other, intention) and kept(other) for other in below):
             yield intention
 

@@ -74,12 +74,18 @@ UNSEEN = frozenset(
 )
 """Headers that no rule ever sees: hop-by-hop ones, and Envoy's own from outside."""
 
+CLIENT_CERT = b"x-forwarded-client-cert"
+"""To what a caller sends in it, the proxy appends an element of its own."""
+
 ADDED = {
     b"x-request-id": b"00000000-0000-4000-8000-000000000000",
     b"x-forwarded-proto": b"https",
-    b"x-forwarded-client-cert": b"Hash=" + b"0" * 64,
+    CLIENT_CERT: b"By=spiffe://x;Hash=" + b"0" * 64 + b";URI=spiffe://x",
 }
 """Headers that the proxy adds when they are absent, with a value of the same kind."""
+
+MADE_UP = frozenset((b"x-request-id", CLIENT_CERT))
+"""Those of them whose value nobody can foresee."""
 
 SPECIAL = JOINED | UNSEEN | frozenset(ADDED) | {b"http2-settings"}
 """Header names whose values are not simply those on the wire."""
@@ -278,8 +284,10 @@ def _refuse_merged(merged: Mapping[bytes, list[bytes]], target: Target) -> str:
     if not _sound_length(merged):
         return "content-length or transfer-encoding"
     if upgrades(merged):
-        other = _upgrade(merged) not in (b"websocket", b"h2c")
-        return "an upgrade to something else than websocket" if other else ""
+        if _upgrade(merged) == b"websocket":
+            return ""
+        if _upgrade(merged) != b"h2c":
+            return "an upgrade to something else than websocket"
     return "" if _sound_connection(merged, target) else "what connection names"
 
 
@@ -301,6 +309,8 @@ def _tokens(merged: Mapping[bytes, list[bytes]]) -> list[bytes]:
 
 def _sound_connection(merged: Mapping[bytes, list[bytes]], target: Target) -> bool:
     tokens = [token.lower() for token in _tokens(merged)]
+    if upgrades(merged):  # to h2c: ignored, and what asks for it taken away
+        tokens = [token for token in tokens if token not in (b"upgrade", b"http2-settings")]
     if len(tokens) > MAX_NOMINATED:
         return False
     if any(token in _UNNOMINABLE or token.startswith(b":") for token in tokens):
@@ -342,8 +352,11 @@ def visible(merged: dict[bytes, list[bytes]]) -> dict[bytes, list[bytes]]:
     if seen.get(b"expect", [b""])[0].lower() == b"100-continue":
         del seen[b"expect"]
     for name, value in ADDED.items():
-        if not seen.get(name, [b""])[0]:
+        known = seen.get(name, [b""])[0]
+        if not known:
             seen[name] = [value]
+        elif name == CLIENT_CERT:
+            seen[name] = [known + b"," + value]
     return seen
 
 
