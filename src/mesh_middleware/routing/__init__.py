@@ -23,7 +23,8 @@ The shape, from the outside in::
 
 `Attempt` also tells `connect_timeout`, `timeout` (seconds left for the whole call), `to` (the
 chain's target) and `limits`; `course.endpoints` are the instances of all places, for a pool's
-lanes. `Course.state` is for people: `UpstreamState`, with an `InstanceState` per instance.
+lanes. `Course.look` is for people: an `UpstreamState`, with an `InstanceState` per instance. The
+deadline goes to the upstream in `DEADLINE_HEADER`, which the transport writes from `timeout`.
 
 Modules: `chain` values and the agent's chain answers; `entries` the same from config entries;
 `fields` what is honoured; `matching` routes and header changes; `filters` subsets; `balance` and
@@ -33,6 +34,7 @@ and `trip` put them together.
 Source: Consul discovery chain (reference 7), Envoy's outlier detection, load balancers and retries.
 """
 
+from .breaking import BreakerState, Breaking
 from .calls import DEADLINE_HEADER, IDEMPOTENT, Attempt, Call, Limits, Outcome
 from .chain import (
     Balancing,
@@ -49,9 +51,25 @@ from .chain import (
     Target,
     default_chain,
 )
+from .course import Course, InstanceState, Manners, UpstreamState
+from .instances import Instance, Locality, parse_instances
 from .reading import parse_chain
+from .retries import DEFAULT_RETRIES, NO_RETRIES
+from .trip import Trip
 
 __all__ = [
+    "DEFAULT_RETRIES",
+    "NO_RETRIES",
+    "BreakerState",
+    "Breaking",
+    "Course",
+    "Instance",
+    "InstanceState",
+    "Locality",
+    "Manners",
+    "Trip",
+    "UpstreamState",
+    "parse_instances",
     "DEADLINE_HEADER",
     "IDEMPOTENT",
     "Attempt",

@@ -93,10 +93,6 @@ class HeaderChanges:
     def __bool__(self) -> bool:
         return bool(self.set or self.add or self.remove)
 
-    def then(self, later: HeaderChanges) -> tuple[HeaderChanges, ...]:
-        """These changes and *later* ones, without the empty ones."""
-        return tuple(changes for changes in (self, later) if changes)
-
 
 @dataclass(frozen=True, slots=True)
 class Retries:
