@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 PROJECTS := pyproject.toml $(wildcard plugins/*/pyproject.toml)
 
-.PHONY: demo test lint bench clean install
+.PHONY: demo test lint bench fuzz clean install
 
 demo: $(STAMP)
 	$(BIN)/mesh demo
@@ -17,6 +17,10 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/bench
+
+# As long as one likes: make fuzz SECONDS=600
+fuzz: $(STAMP)
+	PATH="$(CURDIR)/$(BIN):$$PATH" SECONDS="$(or $(SECONDS),60)" scripts/fuzz
 
 install: $(STAMP)
 

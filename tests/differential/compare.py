@@ -46,7 +46,10 @@ def ask_envoy(cases: Sequence[Json], vault: tokens.Vault) -> list[bool]:
     numbers = {key: f"p{number}" for number, key in enumerate(chains)}
     with envoy.running({numbers[key]: chain for key, chain in chains.items()}) as running:
         asker = _Asker(running)
-        return [asker.ask(numbers[key], case) for key, case in zip(names, cases, strict=True)]
+        try:
+            return [asker.ask(numbers[key], case) for key, case in zip(names, cases, strict=True)]
+        finally:
+            asker.close()
 
 
 def filters(case: Json, vault: tokens.Vault) -> list[Json]:
@@ -75,6 +78,11 @@ class _Asker:
         if connection is None:
             connection = self._connections[policy, uri] = self._envoy.connect(policy, uri)
         return connection.ask(raw(case["request"])).status == 200
+
+    def close(self) -> None:
+        """End all connections."""
+        for connection in self._connections.values():
+            connection.close()
 
 
 _LENGTH = re.compile(rb"\r\ncontent-length:[ +]*([0-9]{1,3})\r\n", re.IGNORECASE)

@@ -226,21 +226,9 @@ class Envoy:
 
     def start(self) -> Envoy:
         """Start the process, and return when it listens."""
-        log = (self._folder / "envoy.log").open("wb")
-        self._process = subprocess.Popen(
-            [
-                ENVOY,
-                "-c",
-                self._config,
-                "--concurrency",
-                "1",
-                "--disable-hot-restart",
-                "-l",
-                "error",
-            ],
-            stdout=log,
-            stderr=log,
-        )
+        command = [ENVOY, "-c", self._config, "--concurrency", "1", "--disable-hot-restart"]
+        with (self._folder / "envoy.log").open("wb") as log:
+            self._process = subprocess.Popen([*command, "-l", "error"], stdout=log, stderr=log)
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
@@ -272,6 +260,12 @@ def running(chains: Mapping[str, list[Json]]) -> Iterator[Envoy]:
             yield envoy.start()
         finally:
             envoy.close()
+
+
+def complaint(chains: Mapping[str, list[Json]]) -> str:
+    """What Envoy says against a configuration with these policies; nothing when it takes them."""
+    with tempfile.TemporaryDirectory() as folder:
+        return Envoy(chains, Path(folder)).validate()
 
 
 class Connection:

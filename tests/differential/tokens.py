@@ -313,8 +313,6 @@ class Vault:
             given: Json = {"audiences": tuple(entry.get("Audiences", ()))}
             if "Locations" in entry:
                 given["locations"] = tuple(map(_location, entry["Locations"]))
-                headers = [item["Header"] for item in entry["Locations"] if "Header" in item]
-                given["forward"] = headers[-1].get("Forward", False)
             found.append(JwtProvider(name, ISSUERS[name], keys=keys, **given))
         return found
 
@@ -384,7 +382,9 @@ def _named(intentions: list[Json]) -> Iterable[str]:
 
 def _location(item: Json) -> Location:
     if header := item.get("Header"):
-        return Location("header", header["Name"], header.get("ValuePrefix", ""))
+        return Location(
+            "header", header["Name"], header.get("ValuePrefix", ""), header.get("Forward", False)
+        )
     if query := item.get("QueryParam"):
         return Location("query", query["Name"])
     return Location("cookie", item["Cookie"]["Name"])

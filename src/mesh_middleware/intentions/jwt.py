@@ -44,11 +44,20 @@ _TOKEN_CHARS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz01
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """A place to look for a token; *prefix* is cut from the value of a header."""
+    """
+    A place to look for a token.
+
+    Args:
+        kind: of place.
+        name: of the header, parameter or cookie.
+        prefix: is cut from the value of a header.
+        forward: whether proxies leave a header in the request once its token is verified.
+    """
 
     kind: Literal["header", "query", "cookie"]
     name: str
     prefix: str = ""
+    forward: bool = False
 
 
 DEFAULT_LOCATIONS = (
@@ -76,7 +85,6 @@ class JwtProvider:
         timeout: seconds one question for remote keys may take.
         forward_header: header that hands the verified payload to the application; may be empty.
         forward_padded: whether that payload keeps its ``=`` padding.
-        forward: whether proxies leave a verified token in the request.
     """
 
     name: str
@@ -89,7 +97,12 @@ class JwtProvider:
     timeout: float = 1.0
     forward_header: str = ""
     forward_padded: bool = False
-    forward: bool = False
+
+    @property
+    def forward(self) -> bool:
+        """Whether proxies leave verified tokens in the request: the last header's word holds."""
+        headers = [place.forward for place in self.locations if place.kind == "header"]
+        return bool(headers) and headers[-1]
 
 
 class Tokens:
