@@ -10,10 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mesh_middleware.exceptions import ResolveError
+from mesh_middleware.httpx.courses import CONNECT_ATTEMPTS, PlainCourse, choose
 from mesh_middleware.httpx.pool import MAX_AGE, Lane, Pool
-from mesh_middleware.httpx.upstreams import choose, sni
+from mesh_middleware.httpx.upstreams import sni
 from mesh_middleware.identity import ServiceId
 from mesh_middleware.resolve import Endpoint
+from mesh_middleware.routing.calls import Call, Outcome
 
 from .support import TRUST_DOMAIN, service_id
 
@@ -38,7 +41,12 @@ class Waiting:
     """Somebody in line."""
 
     gone: bool = False
+    only: Lane[Any] | None = None
     given: list[Plain | None] = field(default_factory=list)
+
+    def takes(self, lane: Lane[Any]) -> bool:
+        """Any instance, unless the test says which."""
+        return self.only in (None, lane)
 
     def give(self, connection: Plain | None) -> bool:
         """Take it, unless gone."""
@@ -63,20 +71,18 @@ def _endpoint(port: int, weight: int = 1) -> Endpoint:
 class Fixture:
     """A pool with a clock that stands still, and its mesh."""
 
-    def __init__(self, most: int | None = 2, idle: int | None = None, draw: float = 0.0) -> None:
+    def __init__(self, most: int | None = 2, idle: int | None = None) -> None:
         self.mesh = Still()
         self.now = 0.0
         limits = httpx.Limits(max_connections=most, max_keepalive_connections=idle)
         limits.keepalive_expiry = 10.0
-        self.pool: Pool[Plain] = Pool(self.mesh, limits, lambda: draw, lambda: self.now)
+        self.pool: Pool[Plain] = Pool(self.mesh, limits, lambda: self.now)
         self.pool.update((_endpoint(1), _endpoint(2)))
 
     def make(self, lane: Lane[Plain] | None = None) -> Plain:
         """Admit and make a connection."""
         assert self.pool.admit()
-        found = lane or self.pool.choose()
-        assert found is not None
-        return Plain(found, self.mesh.generation)
+        return Plain(lane or self.pool.lane(_endpoint(1)), self.mesh.generation)
 
 
 def test_the_connection_used_last_is_used_first() -> None:
@@ -123,7 +129,7 @@ def test_a_long_request_does_not_expire() -> None:
 def test_a_rotation_closes_what_is_idle() -> None:
     """`update` hands out all idle connections of the generation before, of every instance."""
     at = Fixture(most=4)
-    lanes = [at.pool.choose(), at.pool.choose([at.pool.choose()])]  # type: ignore[list-item]
+    lanes = [at.pool.lane(_endpoint(port)) for port in (1, 2)]
     idle = [at.make(lane) for lane in lanes]
     busy = at.make()
     for connection in idle:
@@ -138,8 +144,7 @@ def test_a_rotation_closes_what_is_idle() -> None:
 def test_an_instance_that_stays_keeps_its_connections() -> None:
     """A change of instances closes those of the gone ones only."""
     at = Fixture()
-    lane = at.pool.choose()
-    assert lane is not None
+    lane = at.pool.lane(_endpoint(1))
     connection = at.make(lane)
     at.pool.give_back(connection, True)
     assert at.pool.update((_endpoint(3), lane.endpoint)) == []
@@ -176,8 +181,8 @@ def test_the_end_of_a_connection_is_somebodys_turn() -> None:
 def test_the_oldest_idle_connection_goes_first() -> None:
     """Above ``max_keepalive_connections`` whichever was used longest ago is closed."""
     at = Fixture(most=None, idle=2)
-    lane = at.pool.choose()
-    other = at.pool.choose([lane]) if lane else None
+    lane = at.pool.lane(_endpoint(1))
+    other = at.pool.lane(_endpoint(2)) if lane else None
     assert lane and other
     made = [at.make(lane), at.make(other), at.make(lane)]
     for number, connection in enumerate(made):
@@ -193,32 +198,81 @@ def test_any_instance_will_do_when_all_connections_are_made() -> None:
     connection = at.make()
     at.pool.give_back(connection, True)
     assert not at.pool.admit()
-    assert at.pool.reuse_any() == (connection, [])
+    assert at.pool.reuse_any(lambda lane: True) == (connection, [])
 
 
-def test_all_instances_can_be_tried() -> None:
-    """`choose` leaves out what was tried, until nothing is left."""
+def test_where_another_instance_will_not_do_an_idle_connection_makes_room() -> None:
+    """At the limit the oldest idle connection is closed, and its place may be taken."""
+    at = Fixture(most=2)
+    one, two = at.make(), at.make(at.pool.lane(_endpoint(2)))
+    for connection in (two, one):
+        at.now += 1
+        at.pool.give_back(connection, True)
+    assert at.pool.reuse_any(lambda lane: False) == (None, [two])
+    assert at.pool.admit() and not at.pool.admit()
+    assert at.pool.reuse(one.lane) == (one, [])
+
+
+def test_who_waits_for_another_instance_takes_the_place_of_the_connection() -> None:
+    """The first in line is served though the connection that came back is not what it wants."""
+    at = Fixture(most=1)
+    connection = at.make()
+    first, second = Waiting(only=at.pool.lane(_endpoint(2))), Waiting()
+    at.pool.queue(first)
+    at.pool.queue(second)
+    assert at.pool.give_back(connection, True) == [connection]
+    assert (first.given, second.given, at.pool.open) == ([None], [], 1)
+
+
+def test_another_weight_is_no_other_instance() -> None:
+    """A check that turns to warning changes the weight, and closes nothing."""
     at = Fixture()
-    first = at.pool.choose()
-    assert first is not None
-    second = at.pool.choose([first])
-    assert second is not None and second is not first
-    assert at.pool.choose([first, second]) is None
+    connection = at.make()
+    at.pool.give_back(connection, True)
+    assert at.pool.update((_endpoint(1, weight=7), _endpoint(2))) == []
+    lane = at.pool.lane(_endpoint(1, weight=7))
+    assert lane.endpoint.weight == 7
+    assert at.pool.reuse(lane) == (connection, [])
+
+
+def test_a_plain_course_dials_each_instance_once() -> None:
+    """After what was not sent comes another instance, until none is left or three were tried."""
+    course = PlainCourse("tax")
+    course.endpoints = tuple(_endpoint(port) for port in range(5))
+    trip = course.begin(Call("GET", b"/"), 0.0, 0.0)
+    tried = []
+    for _ in range(CONNECT_ATTEMPTS):
+        tried.append(trip.next(0.0, 0.5).endpoint)
+        pause = trip.heard(Outcome("connect_failure", sent=False), 0.0, 0.0)
+    assert pause is None
+    assert len(set(tried)) == CONNECT_ATTEMPTS
+    course.endpoints = course.endpoints[:1]
+    trip = course.begin(Call("GET", b"/"), 0.0, 0.0)
+    trip.next(0.0, 0.5)
+    assert trip.heard(Outcome("refused", sent=False), 0.0, 0.0) is None
+    with pytest.raises(ResolveError):
+        trip.next(0.0, 0.5)
+
+
+@pytest.mark.parametrize("kind", ["answer", "reset", "timeout", "given_up"])
+def test_a_plain_course_sends_nothing_twice(kind: Any) -> None:
+    """Whatever may have reached an instance is not sent to another."""
+    course = PlainCourse("tax")
+    course.endpoints = (_endpoint(1), _endpoint(2))
+    trip = course.begin(Call("GET", b"/"), 0.0, 0.0)
+    trip.next(0.0, 0.0)
+    assert trip.heard(Outcome(kind, 503), 0.0, 0.0) is None
 
 
 @given(st.lists(st.integers(1, 128), min_size=1, max_size=8), st.floats(0, 1, exclude_max=True))
 @settings(max_examples=200, deadline=None)
-def test_a_draw_falls_on_an_instance_by_weight(weights: list[int], draw: float) -> None:
-    """The instance drawn is the one whose stretch of the weights holds the point, in both pools."""
+def test_a_draw_falls_on_an_instance_by_weight(weights: list[int], dice: float) -> None:
+    """The instance drawn is the one whose stretch of the weights holds the point."""
     endpoints = tuple(_endpoint(port, weight) for port, weight in enumerate(weights))
-    pool: Pool[Plain] = Pool(Still(), httpx.Limits(), lambda: draw)
-    pool.update(endpoints)
-    found = pool.choose()
-    assert found is not None
-    assert found.endpoint == choose(endpoints, lambda: draw)
-    before = sum(weights[: found.endpoint.port])
-    point = draw * sum(weights)
-    assert before <= point + 1e-9 and point <= before + found.endpoint.weight + 1e-9
+    found = choose(endpoints, dice)
+    before = sum(weights[: found.port])
+    point = dice * sum(weights)
+    assert before <= point + 1e-9 and point <= before + found.weight + 1e-9
 
 
 @pytest.mark.parametrize(

@@ -8,20 +8,18 @@ Owns waiting in line and dialling; the connection itself is `protocol`'s, which 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-import httpx
-
 from ..exceptions import MeshError
-from ..resolve import Endpoint
-from .carrier import CONNECT_ATTEMPTS, Answer, Timeouts, hinted, may_send_again
+from .carrier import Answer, Patience, hinted, may_send_again
 from .errors import explain_failure
 from .h1 import Reading
+from .journey import Journey
+from .library import httpx
 from .pool import Lane, Pool
 from .protocol import Connection, Stream
 from .upstreams import MeshLike, Target
-from .wire import Outgoing
 
 CLOSING_PATIENCE = 1.0
 """Seconds that connections may take to say goodbye when the client is closed."""
@@ -30,8 +28,12 @@ CLOSING_PATIENCE = 1.0
 class _Turn:
     """A task in line."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, takes: Callable[[Lane[Any]], bool]) -> None:
+        self._takes = takes
         self.future: asyncio.Future[Connection | None] = loop.create_future()
+
+    def takes(self, lane: Lane[Any]) -> bool:
+        return not self.future.done() and self._takes(lane)
 
     def give(self, connection: Connection | None) -> bool:
         if self.future.done():
@@ -48,29 +50,28 @@ class _Line:
         self._carrier = carrier
         self._pool: Pool[Connection] = Pool(carrier.mesh, carrier.limits)
 
-    async def acquire(
-        self, endpoints: Sequence[Endpoint], timeouts: Timeouts
-    ) -> tuple[Connection, int]:
-        """Take a connection that no other task has, and tell how many instances were tried."""
+    async def acquire(self, journey: Journey) -> Connection:
+        """Take a connection that no other task has."""
         pool = self._pool
-        _close(pool.update(endpoints))
-        lane = pool.choose()
-        assert lane is not None, "an upstream without instances is refused before"
+        _close(pool.update(journey.course.endpoints))
+        lane = pool.lane(journey.attempt.endpoint)
         found, closed = pool.reuse(lane)
         if found is None and not pool.admit():
-            found, more = pool.reuse_any()
+            found, more = pool.reuse_any(journey.takes)
             closed += more
             if found is None and not pool.admit():
-                found = await self._wait(timeouts.get("pool"))
+                _close(closed)
+                found, closed = await self._wait(journey), []
         if closed:
             _close(closed)
-        return (found, 1) if found is not None else await self.connect(timeouts, lane)
+        return found if found is not None else await self.connect(lane, journey.patience)
 
-    async def _wait(self, patience: float | None) -> Connection | None:
-        turn = _Turn(asyncio.get_running_loop())
+    async def _wait(self, journey: Journey) -> Connection | None:
+        turn = _Turn(asyncio.get_running_loop(), journey.takes)
         self._pool.queue(turn)
+        patience = journey.patience
         try:
-            async with asyncio.timeout(patience):
+            async with asyncio.timeout(patience.within(patience.pool)):
                 return await turn.future
         except BaseException as error:
             self._leave(turn)
@@ -90,35 +91,21 @@ class _Line:
             else:
                 self.release(given, True)
 
-    async def connect(
-        self, timeouts: Timeouts, lane: Lane[Connection] | None = None
-    ) -> tuple[Connection, int]:
+    async def connect(self, lane: Lane[Connection], patience: Patience) -> Connection:
         """
-        Make a connection, counted already, to *lane*, or else to another instance.
+        Make a connection, counted already.
 
         Raises:
-            MeshConnectError, MeshConnectTimeout: none could be reached that may answer.
+            MeshConnectError, MeshConnectTimeout: there is none to be had that may answer.
         """
-        tried: list[Lane[Connection]] = []
-        failure: Exception | None = None
         try:
-            while len(tried) < CONNECT_ATTEMPTS:
-                lane = lane or self._pool.choose(tried)
-                if lane is None:
-                    break
-                tried.append(lane)
-                try:
-                    return await self._dial(lane, timeouts.get("connect")), len(tried)
-                except (OSError, MeshError) as error:
-                    failure = explain_failure(error, self._name, lane.endpoint)
-                    failure.__cause__ = error
-                    lane = None
+            return await self._dial(lane, patience.within(patience.connect))
+        except (OSError, MeshError) as error:
+            self._pool.forget()
+            raise explain_failure(error, self._name, lane.endpoint) from error
         except BaseException:
             self._pool.forget()
             raise
-        self._pool.forget()
-        assert failure is not None
-        raise failure
 
     async def _dial(self, lane: Lane[Connection], patience: float | None) -> Connection:
         endpoint, generation = lane.endpoint, self._carrier.mesh.generation
@@ -169,40 +156,38 @@ class AsyncCarrier:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lines: dict[Target, _Line] = {}
 
-    async def send(
-        self, request: httpx.Request, target: Target, endpoints: Sequence[Endpoint]
-    ) -> Answer:
+    async def send(self, journey: Journey) -> Answer:
         """
-        Send *request* to one of *endpoints*; another is dialled when one cannot be reached.
+        Send a request to the instance its attempt names.
 
         Raises:
-            MeshConnectError, MeshConnectTimeout: none could be reached.
+            MeshConnectError, MeshConnectTimeout: it could not be reached.
             httpx.TransportError: as httpx.
         """
-        outgoing = Outgoing(request)
-        timeouts: Timeouts = request.extensions.get("timeout") or {}
+        outgoing, patience, target = journey.outgoing, journey.patience, journey.target
         line = self._line(target)
-        connection, attempts = await line.acquire(endpoints, timeouts)
+        connection = await line.acquire(journey)
         try:
-            reading = await connection.exchange(outgoing, timeouts)
+            reading = await connection.exchange(outgoing, patience)
         except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError) as error:
+            outgoing.sent |= connection.wrote
             if not may_send_again(connection, outgoing):
                 line.drop(connection)
                 raise hinted(error, connection, target.name) from error
             connection.abort()
-            connection, attempts = await line.connect(timeouts)
-            reading = await self._exchange(connection, outgoing, timeouts, line)
+            connection = await line.connect(connection.lane, patience)
+            reading = await self._exchange(connection, journey, line)
         except BaseException:
+            outgoing.sent |= connection.wrote
             line.drop(connection)
             raise
-        return _answer(reading, connection, outgoing, timeouts, line, attempts)
+        return _answer(reading, connection, journey, line)
 
-    async def _exchange(
-        self, connection: Connection, outgoing: Outgoing, timeouts: Timeouts, line: _Line
-    ) -> Reading:
+    async def _exchange(self, connection: Connection, journey: Journey, line: _Line) -> Reading:
         try:
-            return await connection.exchange(outgoing, timeouts)
+            return await connection.exchange(journey.outgoing, journey.patience)
         except BaseException:
+            journey.outgoing.sent |= connection.wrote
             line.drop(connection)
             raise
 
@@ -237,24 +222,18 @@ class AsyncCarrier:
                 await asyncio.wait(late, timeout=CLOSING_PATIENCE)
 
 
-def _answer(
-    reading: Reading,
-    connection: Connection,
-    outgoing: Outgoing,
-    timeouts: Timeouts,
-    line: _Line,
-    attempts: int,
-) -> Answer:
-    body = Body(connection, reading, timeouts.get("read"), line, outgoing.closes)
+def _answer(reading: Reading, connection: Connection, journey: Journey, line: _Line) -> Answer:
+    body = Body(connection, reading, journey, line)
     extensions: dict[str, Any] = {
         "http_version": reading.version,
         "reason_phrase": reading.reason,
         "network_stream": Stream(connection, reading),
     }
-    endpoint = connection.lane.endpoint
+    endpoint, whole = connection.lane.endpoint, None
     if reading.complete:
         body.finish()
-    return Answer(reading.status, reading.headers, body, extensions, endpoint, attempts)
+        whole = reading.whole()
+    return Answer(reading.status, reading.headers, body, extensions, endpoint, whole)
 
 
 class Body(httpx.AsyncByteStream):
@@ -269,15 +248,15 @@ class Body(httpx.AsyncByteStream):
         self,
         connection: Connection,
         reading: Reading,
-        timeout: float | None,
+        journey: Journey,
         line: _Line,
-        closes: bool,
     ) -> None:
         self._connection: Connection | None = connection
         self._reading = reading
-        self._timeout = timeout
+        self._patience = journey.patience
         self._line = line
-        self._closes = closes
+        self._closes = journey.outgoing.closes
+        self.ended: Callable[[], None] | None = None
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         reading = self._reading
@@ -291,7 +270,8 @@ class Body(httpx.AsyncByteStream):
                 elif reading.complete or self._connection is None or reading.switched:
                     break
                 else:
-                    await self._connection.receive(reading, self._timeout)
+                    patience = self._patience
+                    await self._connection.receive(reading, patience.within(patience.read))
         except BaseException:
             self._end()
             raise
@@ -305,6 +285,12 @@ class Body(httpx.AsyncByteStream):
             reusable = self._reading.reusable and connection.sent_all and not self._closes
             connection.settle()
             self._line.release(connection, reusable)
+        self._tell()
+
+    def _tell(self) -> None:
+        ended, self.ended = self.ended, None
+        if ended is not None:
+            ended()
 
     def _end(self) -> None:
         if self._reading.complete:
@@ -312,6 +298,7 @@ class Body(httpx.AsyncByteStream):
         connection, self._connection = self._connection, None
         if connection is not None:
             self._line.drop(connection)
+        self._tell()
 
     async def aclose(self) -> None:
         """Give the connection back, or cut it when the answer was not read to its end."""

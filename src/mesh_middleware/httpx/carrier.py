@@ -1,24 +1,23 @@
 """
 What every carrier gives back, and the rules they share.
 
-A *carrier* takes a request and the instances it may go to, and returns an `Answer`: `stock` over
+A *carrier* takes a journey, whose attempt names the instance, and returns an `Answer`: `stock` over
 httpx's own transports, `sync` and `aio` over our own connections. Knows neither.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from ..resolve import Endpoint
+from ..routing.calls import Attempt
 from .wire import Outgoing
 
 Timeouts = Mapping[str, float | None]
 """httpx's four: ``connect``, ``read``, ``write``, ``pool``, in seconds."""
-
-CONNECT_ATTEMPTS = 3
-"""Instances dialled for one request before giving up; nothing is sent twice by that."""
 
 READ_BYTES = 64 * 1024
 """Bytes asked of a socket at once."""
@@ -28,6 +27,55 @@ REFUSED_HINT = (
     "certificate"
 )
 """With TLS 1.3 a server's refusal comes after the client's handshake has succeeded."""
+
+
+LEAST_PATIENCE = 0.001
+"""Seconds that are waited where a deadline leaves none: 0 would mean another thing to a socket."""
+
+
+@dataclass(slots=True)
+class Patience:
+    """
+    How long one attempt may take, in seconds; ``None`` is for ever.
+
+    Args:
+        connect: for the connection, TLS included.
+        read: without a byte of the answer.
+        write: without a byte taken of the request.
+        pool: in line for a connection.
+        deadline: moment, on the monotonic clock, when all of it has to be done.
+    """
+
+    connect: float | None
+    read: float | None
+    write: float | None
+    pool: float | None
+    deadline: float | None = None
+
+    @classmethod
+    def of(cls, timeouts: Timeouts, attempt: Attempt, now: float) -> Self:
+        """Take the shorter of what the caller and the route allow."""
+        get = timeouts.get
+        return cls(
+            _shorter(get("connect"), attempt.connect_timeout),
+            _shorter(get("read"), attempt.idle_timeout),
+            get("write"),
+            get("pool"),
+            None if attempt.timeout is None else now + attempt.timeout,
+        )
+
+    def within(self, seconds: float | None) -> float | None:
+        """Cut *seconds* at the deadline."""
+        if self.deadline is None:
+            return seconds
+        left = max(LEAST_PATIENCE, self.deadline - time.monotonic())
+        return left if seconds is None else min(seconds, left)
+
+
+def _shorter(one: float | None, other: float | None) -> float | None:
+    if one is None or other is None:
+        return one if other is None else other
+    return min(one, other)
 
 
 @dataclass(slots=True)
@@ -41,7 +89,7 @@ class Answer:
         stream: the body.
         extensions: httpx's, such as ``http_version``.
         endpoint: instance that answered.
-        attempts: instances tried.
+        whole: the whole body, where it came with the head; *stream* has it too.
     """
 
     status: int
@@ -49,7 +97,7 @@ class Answer:
     stream: Any
     extensions: dict[str, Any]
     endpoint: Endpoint
-    attempts: int
+    whole: bytes | None = None
 
 
 def may_stop_sending(status: int) -> bool:

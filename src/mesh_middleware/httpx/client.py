@@ -11,10 +11,9 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
-import httpx
-
 from ..exceptions import ConfigError
 from ..resolve import Resolver
+from .library import httpx
 from .transport import DEFAULT_LIMITS, AsyncMeshTransport, MeshTransport
 from .upstreams import MeshLike, names_upstream
 
@@ -75,6 +74,16 @@ class Client(httpx.Client):
         main = ours if transport is None else _Beside(ours, transport, domain)
         super().__init__(transport=main, mounts=carried, trust_env=False, **options)
         self._ours = ours
+        self._kept = _Cookies(options.get("cookies"))
+
+    @property
+    def cookies(self) -> httpx.Cookies:
+        """The cookies that are sent, as httpx keeps them."""
+        return self._kept
+
+    @cookies.setter
+    def cookies(self, cookies: Any) -> None:
+        self._kept = _Cookies(cookies)
 
     def close(self) -> None:
         """Close every connection; the mesh goes on."""
@@ -136,6 +145,16 @@ class AsyncClient(httpx.AsyncClient):
         main = ours if transport is None else _AsyncBeside(ours, transport, domain)
         super().__init__(transport=main, mounts=carried, trust_env=False, **options)
         self._ours = ours
+        self._kept = _Cookies(options.get("cookies"))
+
+    @property
+    def cookies(self) -> httpx.Cookies:
+        """The cookies that are sent, as httpx keeps them."""
+        return self._kept
+
+    @cookies.setter
+    def cookies(self, cookies: Any) -> None:
+        self._kept = _Cookies(cookies)
 
     async def aclose(self) -> None:
         """Close every connection; the mesh goes on."""
@@ -150,6 +169,14 @@ class AsyncClient(httpx.AsyncClient):
     ) -> None:
         await super().__aexit__(exc_type, exc_value, traceback)
         await self._ours.aclose()
+
+
+class _Cookies(httpx.Cookies):
+    """httpx's, which it makes urllib read from every answer: here, from those that have some."""
+
+    def extract_cookies(self, response: httpx.Response) -> None:
+        if "set-cookie" in response.headers:
+            super().extract_cookies(response)
 
 
 def _refuse(options: dict[str, Any]) -> None:

@@ -13,10 +13,9 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-import httpx
-
 from ..resolve import Endpoint
 from .errors import UpstreamDeniedError
+from .library import httpx
 
 DENIED_TYPE = "urn:mesh-middleware:denied"
 ENVOY_DENIED = b"RBAC: access denied"
@@ -33,12 +32,15 @@ class MeshInfo:
         upstream: name that was called.
         instance: address and identity of the instance.
         attempts: instances tried, this one included.
+        split: where the discovery chain sent the call: service, subset and datacenter; empty
+            without a chain.
         denied: whether the upstream's policy refused the call.
     """
 
     upstream: str
     instance: Endpoint
     attempts: int = 1
+    split: str = ""
     denied: bool = False
 
     @property
@@ -49,6 +51,34 @@ class MeshInfo:
 
 class MeshResponse(httpx.Response):
     """An `httpx.Response` from the mesh; ``extensions["mesh"]`` holds its `MeshInfo`."""
+
+    whole: bytes | None = None
+    """The body, where all of it came with the head."""
+
+    def read(self) -> bytes:
+        """Read the body, as httpx does."""
+        if self._take_whole():
+            self.close()
+        return super().read()
+
+    async def aread(self) -> bytes:
+        """Read the body, as httpx does."""
+        if self._take_whole():
+            await self.aclose()
+        return await super().aread()
+
+    def _take_whole(self) -> bool:
+        # Nothing to wait for and nothing to decode: httpx's iterators, which would come to the
+        # same, cost more than reading the answer from the wire did.
+        whole = self.whole
+        if whole is None or self.is_stream_consumed or self.is_closed:
+            return False
+        if "content-encoding" in self.headers:
+            return False
+        self.whole, self._content = None, whole
+        self.is_stream_consumed = True
+        self._num_bytes_downloaded = len(whole)
+        return True
 
     def raise_for_status(self) -> httpx.Response:
         """

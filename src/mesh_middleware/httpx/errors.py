@@ -11,8 +11,6 @@ from __future__ import annotations
 import ssl
 from collections.abc import Iterator
 
-import httpx
-
 from ..exceptions import (
     IntentionDeniedError,
     MeshError,
@@ -24,6 +22,7 @@ from ..exceptions import (
 )
 from ..resolve import Endpoint
 from ..tls import GateError
+from .library import httpx
 
 
 class MeshConnectError(httpx.ConnectError, MeshError):

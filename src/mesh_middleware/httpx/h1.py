@@ -20,7 +20,8 @@ import re
 from typing import Any
 
 import h11
-import httpx
+
+from .library import httpx
 
 try:
     import httptools
@@ -142,6 +143,11 @@ class Reading:
     def take(self) -> bytes:
         """Take what there is of the body."""
         parts, self.parts, self.size = self.parts, [], 0
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def whole(self) -> bytes:
+        """Look at what there is of the body, without taking it."""
+        parts = self.parts
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def add(self, part: bytes) -> None:

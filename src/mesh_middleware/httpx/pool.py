@@ -7,25 +7,25 @@ hands back what has to be closed; the sync and the async carrier do the rest.
 
 Theory. A connection belongs to a lane, that is to one instance with its expected identity, and to
 one generation of leaf and roots. It is used again only while both are current; everything else is
-closed when it comes back, so that a rotation never disturbs a request under way. Those who wait
-wait for the upstream, not for an instance: a connection that comes back goes to the first of them,
-so nobody overtakes.
+closed when it comes back, so that a rotation never disturbs a request under way. All lanes share
+one limit and one line. A connection that comes back is for the first in line, so nobody overtakes:
+who waits for another instance either takes it all the same, where that makes no difference, or
+takes its place.
 """
 
 from __future__ import annotations
 
 import math
-import random
 import ssl
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
-import httpx
-
+from ..identity import ServiceId
 from ..resolve import Endpoint
 from ..tls import peer_of
+from .library import httpx
 from .upstreams import MeshLike, sni
 
 MAX_AGE = 3600.0
@@ -51,6 +51,10 @@ Given = TypeVar("Given", bound=Pooled, contravariant=True)
 
 class Waiter(Protocol[Given]):
     """Somebody in line."""
+
+    def takes(self, lane: Lane[Any]) -> bool:
+        """Whether a connection to *lane* would do."""
+        ...
 
     def give(self, connection: Given | None) -> bool:
         """
@@ -98,7 +102,6 @@ class Pool(Generic[C]):
     Args:
         mesh: gives contexts and generations.
         limits: httpx's; they hold for each upstream.
-        draw: a number from 0 up to, not including, 1.
         clock: seconds, never going back.
     """
 
@@ -106,18 +109,16 @@ class Pool(Generic[C]):
         self,
         mesh: MeshLike,
         limits: httpx.Limits,
-        draw: Callable[[], float] = random.random,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._mesh = mesh
-        self._draw = draw
         self._clock = clock
         self._most = _or_inf(limits.max_connections)
         self._most_idle = _or_inf(limits.max_keepalive_connections)
         self._expiry = _or_inf(limits.keepalive_expiry)
         self._endpoints: Sequence[Endpoint] = ()
         self._lanes: list[Lane[C]] = []
-        self._weight = 0
+        self._by_endpoint: dict[Endpoint, Lane[C]] = {}
         self._idle = 0
         self._line: deque[Waiter[C]] = deque()
         self.generation = -1
@@ -134,34 +135,29 @@ class Pool(Generic[C]):
         same = endpoints is self._endpoints or endpoints == self._endpoints
         if same and generation == self.generation:
             return []
-        known = {lane.endpoint: lane for lane in self._lanes}
-        kept = [known.pop(one) if one in known else Lane[C](one, self._mesh) for one in endpoints]
+        # Another weight is no other instance: its connections stay.
+        known = {_place(lane.endpoint): lane for lane in self._lanes}
+        lanes: dict[Place, Lane[C]] = {}
+        for one in endpoints:
+            place = _place(one)
+            if place not in lanes:
+                lanes[place] = known.pop(place) if place in known else Lane[C](one, self._mesh)
+                lanes[place].endpoint = one
         for lane in known.values():
             lane.current = False
-        stale = [*known.values(), *(kept if generation != self.generation else ())]
-        self._endpoints, self.generation, self._lanes = endpoints, generation, kept
-        self._weight = sum(endpoint.weight for endpoint in endpoints)
+        stale = [*known.values(), *(lanes.values() if generation != self.generation else ())]
+        self._endpoints, self.generation = endpoints, generation
+        self._lanes = list(lanes.values())
+        self._by_endpoint = {one: lanes[_place(one)] for one in endpoints}
         return [connection for lane in stale for connection in self._empty(lane)]
 
-    def choose(self, but: Sequence[Lane[C]] = ()) -> Lane[C] | None:
-        """
-        Draw an instance by weight.
-
-        Args:
-            but: instances that were tried already.
-        """
-        lanes, weight = self._lanes, self._weight
-        if but:
-            lanes = [lane for lane in lanes if lane not in but]
-            weight = sum(lane.endpoint.weight for lane in lanes)
-        if len(lanes) <= 1:
-            return lanes[0] if lanes else None
-        point = self._draw() * weight
-        for lane in lanes:
-            point -= lane.endpoint.weight
-            if point < 0:
-                return lane
-        return lanes[-1]
+    def lane(self, endpoint: Endpoint) -> Lane[C]:
+        """Find the lane of *endpoint*; one that is gone already gets one of its own."""
+        found = self._by_endpoint.get(endpoint)
+        if found is None:
+            found = Lane[C](endpoint, self._mesh)
+            found.current = False
+        return found
 
     def reuse(self, lane: Lane[C]) -> tuple[C | None, list[C]]:
         """
@@ -180,14 +176,26 @@ class Pool(Generic[C]):
             unfit.append(connection)
         return None, unfit
 
-    def reuse_any(self) -> tuple[C | None, list[C]]:
-        """Do as `reuse`, to whatever instance."""
+    def reuse_any(self, takes: Callable[[Lane[C]], bool]) -> tuple[C | None, list[C]]:
+        """
+        Do as `reuse`, to any instance that *takes* agrees to.
+
+        Returns:
+            As `reuse`; where it agrees to none, one idle connection is closed to make room.
+        """
         unfit: list[C] = []
         for lane in self._lanes:
             connection, more = self.reuse(lane)
             unfit += more
-            if connection is not None:
+            if connection is None:
+                continue
+            if takes(lane):
                 return connection, unfit
+            lane.idle.append(connection)
+            self._idle += 1
+        if self._idle and not self._line:
+            unfit.append(self._drop_oldest())
+            self.open -= 1
         return None, unfit
 
     def admit(self) -> bool:
@@ -213,7 +221,11 @@ class Pool(Generic[C]):
             self.forget()
             return [connection]
         while self._line:
-            if self._line.popleft().give(connection):
+            waiter = self._line.popleft()
+            if not waiter.takes(connection.lane):
+                if waiter.give(None):
+                    return [connection]
+            elif waiter.give(connection):
                 return []
         connection.lane.idle.append(connection)
         self._idle += 1
@@ -240,14 +252,17 @@ class Pool(Generic[C]):
     def _trim(self) -> list[C]:
         closed: list[C] = []
         while self._idle > self._most_idle:
-            oldest = min(
-                (lane for lane in self._lanes if lane.idle),
-                key=lambda lane: lane.idle[0].idle_since,
-            )
-            closed.append(oldest.idle.pop(0))
-            self._idle -= 1
+            closed.append(self._drop_oldest())
             self.forget()
         return closed
+
+    def _drop_oldest(self) -> C:
+        oldest = min(
+            (lane for lane in self._lanes if lane.idle),
+            key=lambda lane: lane.idle[0].idle_since,
+        )
+        self._idle -= 1
+        return oldest.idle.pop(0)
 
     def _is_fit(self, connection: C) -> bool:
         now = self._clock()
@@ -257,6 +272,13 @@ class Pool(Generic[C]):
             and now < connection.retire_at
             and now - connection.idle_since < self._expiry
         )
+
+
+Place = tuple[str, int, ServiceId]
+
+
+def _place(endpoint: Endpoint) -> Place:
+    return endpoint.host, endpoint.port, endpoint.expected
 
 
 def retirement(tls: object, clock: Callable[[], float] = time.monotonic) -> float:

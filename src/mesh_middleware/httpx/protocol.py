@@ -16,10 +16,9 @@ import math
 import select
 from typing import Any, cast
 
-import httpx
-
-from .carrier import Timeouts, may_stop_sending
+from .carrier import Patience, may_stop_sending
 from .h1 import Reading
+from .library import httpx
 from .pool import Lane, retirement
 from .wire import Outgoing
 
@@ -137,7 +136,7 @@ class Connection(asyncio.Protocol):
         # the next request must not be given.
         return not self.transport.is_closing() and not self._poll.poll(0)
 
-    async def exchange(self, outgoing: Outgoing, timeouts: Timeouts) -> Reading:
+    async def exchange(self, outgoing: Outgoing, patience: Patience) -> Reading:
         """
         Send a request and read the head of its answer.
 
@@ -147,17 +146,16 @@ class Connection(asyncio.Protocol):
         self.requests += 1
         self.wrote = self.heard = self.sent_all = False
         reading = self.reading = Reading(outgoing.method, outgoing.upgrades)
-        read_timeout, write_timeout = timeouts.get("read"), timeouts.get("write")
         try:
             if outgoing.body is not None:
-                await self._send_whole(outgoing.head + outgoing.body, reading, write_timeout)
+                await self._send_whole(outgoing.head + outgoing.body, reading, patience)
             else:
-                await self._send_stream(outgoing, reading, write_timeout)
+                await self._send_stream(outgoing, reading, patience)
         except httpx.WriteError:
             # The answer may have come before the other end stopped listening.
             pass
         while not reading.status:
-            await self.receive(reading, read_timeout)
+            await self.receive(reading, patience.within(patience.read))
         return reading
 
     async def receive(self, reading: Reading, patience: float | None) -> None:
@@ -213,7 +211,7 @@ class Connection(asyncio.Protocol):
 
     # -- inside --------------------------------------------------------------------------------
 
-    async def _send_whole(self, data: bytes, reading: Reading, patience: float | None) -> None:
+    async def _send_whole(self, data: bytes, reading: Reading, patience: Patience) -> None:
         if len(data) <= HIGH_WATER:
             self.write(data)
         else:
@@ -225,9 +223,7 @@ class Connection(asyncio.Protocol):
                 await self._offer(bytes(view[at : at + LOW_WATER]), reading, patience)
         self.sent_all = not self._full
 
-    async def _send_stream(
-        self, outgoing: Outgoing, reading: Reading, patience: float | None
-    ) -> None:
+    async def _send_stream(self, outgoing: Outgoing, reading: Reading, patience: Patience) -> None:
         self.write(outgoing.head)
         async for part in outgoing.stream:
             if may_stop_sending(reading.status):
@@ -238,11 +234,11 @@ class Connection(asyncio.Protocol):
             self.write(end)
         self.sent_all = True
 
-    async def _offer(self, data: bytes, reading: Reading, patience: float | None) -> None:
+    async def _offer(self, data: bytes, reading: Reading, patience: Patience) -> None:
         self.write(data)
         self._burst += len(data)
         if self._full:
-            await self.drain(reading, patience)
+            await self.drain(reading, patience.within(patience.write))
         elif self._burst >= LOW_WATER:
             # Let the loop hear what the other end says meanwhile: it may be a refusal, and once
             # the connection was reset under a write, asyncio throws away what had come before.

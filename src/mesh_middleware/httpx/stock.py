@@ -9,16 +9,15 @@ call and is closed with its last response. Knows nothing of names and instances'
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
-import httpx
-
 from ..identity import ServiceId
-from ..resolve import Endpoint
-from .carrier import CONNECT_ATTEMPTS, Answer
-from .errors import ConnectFailure, explain_failure
-from .upstreams import MeshLike, Target, choose, sni
+from .carrier import Answer
+from .errors import explain_failure
+from .journey import Journey
+from .library import httpx
+from .upstreams import MeshLike, sni
 
 
 class _Lane:
@@ -75,32 +74,30 @@ class _Lanes:
             return lanes
 
 
-def _direct(request: httpx.Request, endpoint: Endpoint) -> httpx.Request:
-    # Same method, target, headers (Host included) and body; only where it goes is ours. An
-    # ``sni_hostname`` of the caller would change nothing about who is believed, but is not theirs.
-    url = httpx.URL(
-        scheme="https", host=endpoint.host, port=endpoint.port, raw_path=request.url.raw_path
-    )
-    name = sni(endpoint.expected)
+def _direct(journey: Journey) -> httpx.Request:
+    # Same method, headers (Host included) and body; where it goes and how long it may take is
+    # ours. An ``sni_hostname`` of the caller would change nothing about who is believed, but is
+    # not theirs.
+    request, attempt, patience = journey.request, journey.attempt, journey.patience
+    endpoint = attempt.endpoint
+    url = httpx.URL(scheme="https", host=endpoint.host, port=endpoint.port, raw_path=attempt.target)
     extensions = {k: v for k, v in request.extensions.items() if k != "sni_hostname"}
+    name = sni(endpoint.expected)
     if name is not None:
         extensions["sni_hostname"] = name
+    extensions["timeout"] = {
+        "connect": patience.within(patience.connect),
+        "read": patience.within(patience.read),
+        "write": patience.within(patience.write),
+        "pool": patience.within(patience.pool),
+    }
     return httpx.Request(
         request.method,
         url,
-        headers=request.headers,
+        headers=journey.outgoing.aimed or request.headers,
         stream=request.stream,
         extensions=extensions,
     )
-
-
-def _refused(
-    error: Exception, target: Target, endpoint: Endpoint, left: list[Endpoint]
-) -> ConnectFailure:
-    left.remove(endpoint)
-    failure = explain_failure(error, target.name, endpoint)
-    failure.__cause__ = error
-    return failure
 
 
 class StockCarrier:
@@ -120,39 +117,30 @@ class StockCarrier:
             ),
         )
 
-    def send(self, request: httpx.Request, target: Target, endpoints: Sequence[Endpoint]) -> Answer:
+    def send(self, journey: Journey) -> Answer:
         """
-        Send *request* to one of *endpoints*; another is dialled when one cannot be reached.
+        Send a request to the instance its attempt names.
 
         Raises:
-            MeshConnectError, MeshConnectTimeout: none could be reached.
+            MeshConnectError, MeshConnectTimeout: it could not be reached.
             httpx.TransportError: as httpx.
         """
-        left, failure = list(endpoints), None
-        for attempt in range(1, CONNECT_ATTEMPTS + 1):
-            if not left:
-                break
-            endpoint = choose(left)
-            try:
-                return self._send(request, endpoint, attempt)
-            except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-                failure = _refused(error, target, endpoint, left)
-        assert failure is not None
-        raise failure
-
-    def _send(self, request: httpx.Request, endpoint: Endpoint, attempt: int) -> Answer:
+        endpoint = journey.attempt.endpoint
         lane, idle = self._lanes.enter(endpoint.expected)
         if idle is not None:
             idle.transport.close()
         try:
-            response = lane.transport.handle_request(_direct(request, endpoint))
-        except BaseException:
+            response = lane.transport.handle_request(_direct(journey))
+        except BaseException as error:
             self._leave(lane)
+            if isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout)):
+                raise explain_failure(error, journey.target.name, endpoint) from error
+            # What httpx has written is not known.
+            journey.outgoing.sent = not isinstance(error, httpx.PoolTimeout)
             raise
         stream = _Stream(response.stream, lambda: self._leave(lane))
         headers = response.headers.raw
-        extensions = response.extensions
-        return Answer(response.status_code, headers, stream, extensions, endpoint, attempt)
+        return Answer(response.status_code, headers, stream, response.extensions, endpoint)
 
     def _leave(self, lane: _Lane) -> None:
         idle = self._lanes.leave(lane)
@@ -182,36 +170,26 @@ class AsyncStockCarrier:
             ),
         )
 
-    async def send(
-        self, request: httpx.Request, target: Target, endpoints: Sequence[Endpoint]
-    ) -> Answer:
+    async def send(self, journey: Journey) -> Answer:
         """
-        Send *request* to one of *endpoints*; another is dialled when one cannot be reached.
+        Send a request to the instance its attempt names.
 
         Raises:
-            MeshConnectError, MeshConnectTimeout: none could be reached.
+            MeshConnectError, MeshConnectTimeout: it could not be reached.
             httpx.TransportError: as httpx.
         """
-        left, failure = list(endpoints), None
-        for attempt in range(1, CONNECT_ATTEMPTS + 1):
-            if not left:
-                break
-            endpoint = choose(left)
-            try:
-                return await self._send(request, endpoint, attempt)
-            except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-                failure = _refused(error, target, endpoint, left)
-        assert failure is not None
-        raise failure
-
-    async def _send(self, request: httpx.Request, endpoint: Endpoint, attempt: int) -> Answer:
+        endpoint = journey.attempt.endpoint
         lane, idle = self._lanes.enter(endpoint.expected)
         if idle is not None:
             await idle.transport.aclose()
         try:
-            response = await lane.transport.handle_async_request(_direct(request, endpoint))
-        except BaseException:
+            response = await lane.transport.handle_async_request(_direct(journey))
+        except BaseException as error:
             await self._leave(lane)
+            if isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout)):
+                raise explain_failure(error, journey.target.name, endpoint) from error
+            # What httpx has written is not known.
+            journey.outgoing.sent = not isinstance(error, httpx.PoolTimeout)
             raise
 
         async def leave() -> None:
@@ -219,8 +197,7 @@ class AsyncStockCarrier:
 
         stream = _AsyncStream(response.stream, leave)
         headers = response.headers.raw
-        extensions = response.extensions
-        return Answer(response.status_code, headers, stream, extensions, endpoint, attempt)
+        return Answer(response.status_code, headers, stream, response.extensions, endpoint)
 
     async def _leave(self, lane: _Lane) -> None:
         idle = self._lanes.leave(lane)
@@ -237,12 +214,15 @@ class _Stream(httpx.SyncByteStream):
     def __init__(self, stream: Any, done: Callable[[], None]) -> None:
         self._stream = stream
         self._done: Callable[[], None] | None = done
+        self.ended: Callable[[], None] | None = None
 
     def __iter__(self) -> Iterator[bytes]:
         yield from self._stream
 
     def close(self) -> None:
         done, self._done = self._done, None
+        if self.ended is not None:
+            self.ended()
         try:
             self._stream.close()
         finally:
@@ -254,6 +234,7 @@ class _AsyncStream(httpx.AsyncByteStream):
     def __init__(self, stream: Any, done: Callable[[], Any]) -> None:
         self._stream = stream
         self._done: Callable[[], Any] | None = done
+        self.ended: Callable[[], None] | None = None
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         async for part in self._stream:
@@ -261,6 +242,8 @@ class _AsyncStream(httpx.AsyncByteStream):
 
     async def aclose(self) -> None:
         done, self._done = self._done, None
+        if self.ended is not None:
+            self.ended()
         try:
             await self._stream.aclose()
         finally:

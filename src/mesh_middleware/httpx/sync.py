@@ -11,25 +11,23 @@ import select
 import socket
 import ssl
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
-import httpx
-
 from ..exceptions import MeshError
-from ..resolve import Endpoint
 from .carrier import (
-    CONNECT_ATTEMPTS,
     READ_BYTES,
     Answer,
-    Timeouts,
+    Patience,
     hinted,
     may_send_again,
     may_stop_sending,
 )
 from .errors import explain_failure
 from .h1 import Reading
+from .journey import Journey
+from .library import httpx
 from .pool import Lane, Pool, retirement
 from .upstreams import MeshLike, Target
 from .wire import Outgoing
@@ -73,7 +71,7 @@ class Connection:
             return False
         return False
 
-    def exchange(self, outgoing: Outgoing, timeouts: Timeouts) -> Reading:
+    def exchange(self, outgoing: Outgoing, patience: Patience) -> Reading:
         """
         Send a request and read the head of its answer.
 
@@ -83,14 +81,13 @@ class Connection:
         self.requests += 1
         self.wrote = self.heard = self.sent_all = False
         reading = Reading(outgoing.method, outgoing.upgrades)
-        read_timeout = timeouts.get("read")
         try:
-            self._send(outgoing, reading, timeouts.get("write"))
+            self._send(outgoing, reading, patience)
         except httpx.WriteError:
             # The answer may have come before the other end stopped listening.
             pass
         while not reading.status:
-            self.receive(reading, read_timeout)
+            self.receive(reading, patience.within(patience.read))
         return reading
 
     def receive(self, reading: Reading, timeout: float | None) -> None:
@@ -131,7 +128,8 @@ class Connection:
         with suppress(OSError):
             self.sock.close()
 
-    def _send(self, outgoing: Outgoing, reading: Reading, timeout: float | None) -> None:
+    def _send(self, outgoing: Outgoing, reading: Reading, patience: Patience) -> None:
+        timeout = patience.within(patience.write)
         if outgoing.body is not None:
             self._write_unless_answered(outgoing.head + outgoing.body, reading, timeout)
             self.sent_all = True
@@ -141,9 +139,10 @@ class Connection:
             if self._is_answered(reading):
                 return
             if framed := outgoing.frame(part):
+                timeout = patience.within(patience.write)
                 self._write_unless_answered(framed, reading, timeout)
         if end := outgoing.finish():
-            self.write(end, timeout)
+            self.write(end, patience.within(patience.write))
         self.sent_all = True
 
     def _write_unless_answered(self, data: bytes, reading: Reading, timeout: float | None) -> None:
@@ -174,10 +173,14 @@ class Connection:
 class _Turn:
     """A thread in line. `give` is called under the pool's lock, and so is all that reads it."""
 
-    def __init__(self) -> None:
+    def __init__(self, takes: Callable[[Lane[Any]], bool]) -> None:
+        self._takes = takes
         self.event = threading.Event()
         self.connection: Connection | None = None
         self.gone = False
+
+    def takes(self, lane: Lane[Any]) -> bool:
+        return not self.gone and self._takes(lane)
 
     def give(self, connection: Connection | None) -> bool:
         if self.gone:
@@ -196,36 +199,35 @@ class _Line:
         self._pool: Pool[Connection] = Pool(mesh, limits)
         self._lock = threading.Lock()
 
-    def acquire(self, endpoints: Sequence[Endpoint], timeouts: Timeouts) -> tuple[Connection, int]:
-        """Take a connection that no other thread has, and tell how many instances were tried."""
+    def acquire(self, journey: Journey) -> Connection:
+        """Take a connection that no other thread has."""
         with self._lock:
-            closed = self._pool.update(endpoints)
-            lane = self._pool.choose()
-            assert lane is not None, "an upstream without instances is refused before"
-            found, turn, more = self._take(lane)
+            closed = self._pool.update(journey.course.endpoints)
+            lane = self._pool.lane(journey.attempt.endpoint)
+            found, turn, more = self._take(lane, journey.takes)
         _close(closed)
         _close(more)
         if turn is not None:
-            found = self._wait(turn, timeouts.get("pool"))
-        return (found, 1) if found is not None else self.connect(timeouts, lane)
+            found = self._wait(turn, journey.patience)
+        return found if found is not None else self.connect(lane, journey.patience)
 
     def _take(
-        self, lane: Lane[Connection]
+        self, lane: Lane[Connection], takes: Callable[[Lane[Any]], bool]
     ) -> tuple[Connection | None, _Turn | None, list[Connection]]:
         found, closed = self._pool.reuse(lane)
         if found is not None or self._pool.admit():
             return found, None, closed
-        found, more = self._pool.reuse_any()
+        found, more = self._pool.reuse_any(takes)
         closed += more
         if found is not None or self._pool.admit():
             return found, None, closed
-        turn = _Turn()
+        turn = _Turn(takes)
         self._pool.queue(turn)
         return None, turn, closed
 
-    def _wait(self, turn: _Turn, timeout: float | None) -> Connection | None:
+    def _wait(self, turn: _Turn, patience: Patience) -> Connection | None:
         try:
-            turn.event.wait(timeout)
+            turn.event.wait(patience.within(patience.pool))
         except BaseException:
             self._leave(turn)
             raise
@@ -244,36 +246,21 @@ class _Line:
         if given and turn.connection is not None:
             self.release(turn.connection, True)
 
-    def connect(
-        self, timeouts: Timeouts, lane: Lane[Connection] | None = None
-    ) -> tuple[Connection, int]:
+    def connect(self, lane: Lane[Connection], patience: Patience) -> Connection:
         """
-        Make a connection, counted already, to *lane*, or else to another instance.
+        Make a connection, counted already.
 
         Raises:
-            MeshConnectError, MeshConnectTimeout: none could be reached that may answer.
+            MeshConnectError, MeshConnectTimeout: there is none to be had that may answer.
         """
-        tried: list[Lane[Connection]] = []
-        failure: Exception | None = None
         try:
-            while len(tried) < CONNECT_ATTEMPTS:
-                with self._lock:
-                    lane = lane or self._pool.choose(tried)
-                if lane is None:
-                    break
-                tried.append(lane)
-                try:
-                    return self._dial(lane, timeouts.get("connect")), len(tried)
-                except (OSError, MeshError) as error:
-                    failure = explain_failure(error, self._name, lane.endpoint)
-                    failure.__cause__ = error
-                    lane = None
+            return self._dial(lane, patience.within(patience.connect))
+        except (OSError, MeshError) as error:
+            self.forget()
+            raise explain_failure(error, self._name, lane.endpoint) from error
         except BaseException:
             self.forget()
             raise
-        self.forget()
-        assert failure is not None
-        raise failure
 
     def _dial(self, lane: Lane[Connection], timeout: float | None) -> Connection:
         endpoint, generation = lane.endpoint, self._mesh.generation
@@ -325,42 +312,42 @@ class SyncCarrier:
         self._limits = limits
         self._lines: dict[Target, _Line] = {}
 
-    def send(self, request: httpx.Request, target: Target, endpoints: Sequence[Endpoint]) -> Answer:
+    def send(self, journey: Journey) -> Answer:
         """
-        Send *request* to one of *endpoints*; another is dialled when one cannot be reached.
+        Send a request to the instance its attempt names.
 
         Raises:
-            MeshConnectError, MeshConnectTimeout: none could be reached.
+            MeshConnectError, MeshConnectTimeout: it could not be reached.
             httpx.TransportError: as httpx.
         """
-        outgoing = Outgoing(request)
-        timeouts: Timeouts = request.extensions.get("timeout") or {}
+        outgoing, patience, target = journey.outgoing, journey.patience, journey.target
         line = self._lines.get(target)
         if line is None:
             # Atomic: two threads that come first get the same one.
             line = self._lines.setdefault(target, _Line(target.name, self._mesh, self._limits))
-        connection, attempts = line.acquire(endpoints, timeouts)
+        connection = line.acquire(journey)
         try:
-            reading = connection.exchange(outgoing, timeouts)
+            reading = connection.exchange(outgoing, patience)
         except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError) as error:
             connection.close()
+            outgoing.sent |= connection.wrote
             if not may_send_again(connection, outgoing):
                 line.forget()
                 raise hinted(error, connection, target.name) from error
-            connection, attempts = line.connect(timeouts)
-            reading = self._exchange(connection, outgoing, timeouts, line)
+            connection = line.connect(connection.lane, patience)
+            reading = self._exchange(connection, journey, line)
         except BaseException:
+            outgoing.sent |= connection.wrote
             connection.close()
             line.forget()
             raise
-        return _answer(reading, connection, outgoing, timeouts, line, attempts)
+        return _answer(reading, connection, journey, line)
 
-    def _exchange(
-        self, connection: Connection, outgoing: Outgoing, timeouts: Timeouts, line: _Line
-    ) -> Reading:
+    def _exchange(self, connection: Connection, journey: Journey, line: _Line) -> Reading:
         try:
-            return connection.exchange(outgoing, timeouts)
+            return connection.exchange(journey.outgoing, journey.patience)
         except BaseException:
+            journey.outgoing.sent |= connection.wrote
             connection.close()
             line.forget()
             raise
@@ -371,24 +358,18 @@ class SyncCarrier:
             line.close()
 
 
-def _answer(
-    reading: Reading,
-    connection: Connection,
-    outgoing: Outgoing,
-    timeouts: Timeouts,
-    line: _Line,
-    attempts: int,
-) -> Answer:
-    body = Body(connection, reading, timeouts.get("read"), line, outgoing.closes)
+def _answer(reading: Reading, connection: Connection, journey: Journey, line: _Line) -> Answer:
+    body = Body(connection, reading, journey, line)
     extensions: dict[str, Any] = {
         "http_version": reading.version,
         "reason_phrase": reading.reason,
         "network_stream": Stream(connection, reading),
     }
-    endpoint = connection.lane.endpoint
+    endpoint, whole = connection.lane.endpoint, None
     if reading.complete:
         body.finish()
-    return Answer(reading.status, reading.headers, body, extensions, endpoint, attempts)
+        whole = reading.whole()
+    return Answer(reading.status, reading.headers, body, extensions, endpoint, whole)
 
 
 class Body(httpx.SyncByteStream):
@@ -403,15 +384,15 @@ class Body(httpx.SyncByteStream):
         self,
         connection: Connection,
         reading: Reading,
-        timeout: float | None,
+        journey: Journey,
         line: _Line,
-        closes: bool,
     ) -> None:
         self._connection: Connection | None = connection
         self._reading = reading
-        self._timeout = timeout
+        self._patience = journey.patience
         self._line = line
-        self._closes = closes
+        self._closes = journey.outgoing.closes
+        self.ended: Callable[[], None] | None = None
 
     def __iter__(self) -> Iterator[bytes]:
         reading = self._reading
@@ -422,7 +403,8 @@ class Body(httpx.SyncByteStream):
                 elif reading.complete or self._connection is None or reading.switched:
                     break
                 else:
-                    self._connection.receive(reading, self._timeout)
+                    patience = self._patience
+                    self._connection.receive(reading, patience.within(patience.read))
         except BaseException:
             self.close()
             raise
@@ -435,6 +417,12 @@ class Body(httpx.SyncByteStream):
         if connection is not None:
             reusable = self._reading.reusable and connection.sent_all and not self._closes
             self._line.release(connection, reusable)
+        self._end()
+
+    def _end(self) -> None:
+        ended, self.ended = self.ended, None
+        if ended is not None:
+            ended()
 
     def close(self) -> None:
         """Give the connection back, or close it when the answer was not read to its end."""
@@ -444,6 +432,7 @@ class Body(httpx.SyncByteStream):
         if connection is not None:
             connection.close()
             self._line.forget()
+        self._end()
 
 
 class Stream:

@@ -8,19 +8,21 @@ travel is the carriers' business, which name means what is `upstreams`'.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
+import anyio
 import anyio.to_thread
-import httpx
 
 from ..resolve import Resolver
 from .aio import AsyncCarrier
-from .carrier import Answer
-from .denial import MAX_DENIAL_BYTES, MeshInfo, MeshResponse, is_denial, may_be_denial
+from .denial import MAX_DENIAL_BYTES, MeshResponse, may_be_denial
+from .journey import Journey, mark
+from .library import httpx
 from .stock import AsyncStockCarrier, StockCarrier
 from .sync import SyncCarrier
-from .upstreams import PATIENCE, MeshLike, Target, Targets
+from .upstreams import PATIENCE, MeshLike, Targets
 
 DEFAULT_LIMITS = httpx.Limits(
     max_connections=100, max_keepalive_connections=100, keepalive_expiry=60.0
@@ -74,11 +76,25 @@ class MeshTransport(httpx.BaseTransport):
         target = self._targets.find(request.url.host)
         if not target.ready():
             target.wait(_patience(request))
-        answer = self._carry().send(request, target, target.endpoints())
-        response = _dress(answer, target)
-        if may_be_denial(answer.status, response.headers):
-            self._judge(response)
-        return response
+        journey, carrier = Journey(target, request), self._carry()
+        while True:
+            journey.depart()
+            try:
+                answer = carrier.send(journey)
+                response = journey.dress(answer)
+                if may_be_denial(answer.status, response.headers):
+                    self._judge(response)
+            except BaseException as error:
+                pause = journey.lost(error)
+                if pause is None:
+                    raise
+            else:
+                pause = journey.heard(response)
+                if pause is None:
+                    return journey.arrive(response, answer)
+                response.close()
+            if pause:
+                time.sleep(pause)
 
     def _carry(self) -> SyncCarrier | StockCarrier:
         if self._carrier is None:
@@ -98,7 +114,7 @@ class MeshTransport(httpx.BaseTransport):
             while stream.size <= MAX_DENIAL_BYTES:
                 part = next(rest, None)
                 if part is None:
-                    _mark(response, b"".join(stream.parts))
+                    mark(response, b"".join(stream.parts))
                     return
                 stream.add(part)
         except BaseException:
@@ -151,11 +167,25 @@ class AsyncMeshTransport(httpx.AsyncBaseTransport):
         if not target.ready():
             # Only until the first answers are there: a thread waits, the loop does not.
             await anyio.to_thread.run_sync(target.wait, _patience(request), abandon_on_cancel=True)
-        answer = await self._carry().send(request, target, target.endpoints())
-        response = _dress(answer, target)
-        if may_be_denial(answer.status, response.headers):
-            await self._judge(response)
-        return response
+        journey, carrier = Journey(target, request), self._carry()
+        while True:
+            journey.depart()
+            try:
+                answer = await carrier.send(journey)
+                response = journey.dress(answer)
+                if may_be_denial(answer.status, response.headers):
+                    await self._judge(response)
+            except BaseException as error:
+                pause = journey.lost(error)
+                if pause is None:
+                    raise
+            else:
+                pause = journey.heard(response)
+                if pause is None:
+                    return journey.arrive(response, answer)
+                await response.aclose()
+            if pause:
+                await anyio.sleep(pause)
 
     def _carry(self) -> AsyncCarrier | AsyncStockCarrier:
         if not self._options["http2"] and _on_asyncio():
@@ -174,7 +204,7 @@ class AsyncMeshTransport(httpx.AsyncBaseTransport):
             while stream.size <= MAX_DENIAL_BYTES:
                 part = await anext(rest, None)
                 if part is None:
-                    _mark(response, b"".join(stream.parts))
+                    mark(response, b"".join(stream.parts))
                     return
                 stream.add(part)
         except BaseException:
@@ -199,27 +229,6 @@ def _on_asyncio() -> bool:
 def _patience(request: httpx.Request) -> float:
     timeout = request.extensions.get("timeout", {}).get("connect")
     return PATIENCE if timeout is None else float(timeout)
-
-
-def _dress(answer: Answer, target: Target) -> MeshResponse:
-    info = target.info
-    if info is None or info.instance is not answer.endpoint or info.attempts != answer.attempts:
-        info = target.info = MeshInfo(target.name, answer.endpoint, answer.attempts)
-    answer.extensions["mesh"] = info
-    return MeshResponse(
-        answer.status,
-        headers=answer.headers,
-        stream=answer.stream,
-        extensions=answer.extensions,
-    )
-
-
-def _mark(response: MeshResponse, body: bytes) -> None:
-    if is_denial(response.headers, body):
-        info: MeshInfo = response.extensions["mesh"]
-        response.extensions["mesh"] = MeshInfo(
-            info.upstream, info.instance, info.attempts, denied=True
-        )
 
 
 class _Replayed(httpx.SyncByteStream):

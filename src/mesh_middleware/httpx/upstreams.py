@@ -8,7 +8,6 @@ nothing itself.
 
 from __future__ import annotations
 
-import random
 import ssl
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -16,6 +15,7 @@ from typing import Any, Protocol
 from ..exceptions import AgentError, MeshError, NotReadyError, ResolveError
 from ..identity import ServiceId
 from ..resolve import Endpoint, Resolver, Upstream, parse_upstream
+from .courses import CourseLike, PlainCourse
 from .denial import MeshInfo
 from .errors import MeshConnectError, MeshNotReadyError, NoHealthyInstanceError, UpstreamNameError
 
@@ -94,6 +94,7 @@ class Target:
         """The last answer's, for the next from the same instance."""
         self._mesh = mesh
         self._resolver = resolver
+        self._plain = PlainCourse(self.name)
         self._watch: WatchLike | None = None
         if resolver is None:
             self._watch = _watch(mesh, upstream)
@@ -116,9 +117,9 @@ class Target:
             except (AgentError, NotReadyError):
                 return
 
-    def endpoints(self) -> Sequence[Endpoint]:
+    def course(self) -> CourseLike:
         """
-        Tell the instances that may be dialled now.
+        Tell the course of a call that begins now.
 
         Raises:
             MeshNotReadyError: no leaf or roots, or no answer about this upstream, yet.
@@ -140,7 +141,8 @@ class Target:
             raise NoHealthyInstanceError(
                 f"{self.name}: no healthy instance in the mesh", upstream=self.name
             )
-        return found
+        self._plain.endpoints = found
+        return self._plain
 
     def _resolve(self) -> Sequence[Endpoint]:
         assert self._resolver is not None
@@ -215,24 +217,6 @@ def names_upstream(host: str, domain: str) -> bool:
     except ResolveError:
         return host.lower().rstrip(".").endswith("." + domain.lower().strip("."))
     return True
-
-
-def choose(endpoints: Sequence[Endpoint], draw: Callable[[], float] = random.random) -> Endpoint:
-    """
-    Draw one instance, by weight.
-
-    Args:
-        endpoints: at least one.
-        draw: a number from 0 up to, not including, 1.
-    """
-    if len(endpoints) == 1:
-        return endpoints[0]
-    point = draw() * sum(endpoint.weight for endpoint in endpoints)
-    for endpoint in endpoints:
-        point -= endpoint.weight
-        if point < 0:
-            return endpoint
-    return endpoints[-1]
 
 
 def sni(expected: ServiceId) -> str | None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import httpx
+from .library import httpx
 
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _TARGET = re.compile(rb"[\x21-\x7e]+")
@@ -21,6 +21,9 @@ _VALUE = re.compile(rb"(?:[\x21-\x7e\x80-\xff]+(?:[ \t]+[\x21-\x7e\x80-\xff]+)*)
 _LENGTH = re.compile(rb"[0-9]{1,20}")
 _IDEMPOTENT = frozenset({"GET", "HEAD", "PUT", "DELETE", "OPTIONS", "TRACE"})
 """Methods that may be sent again. Source: RFC 9110, 9.2.2."""
+
+_FRAMING = frozenset({b"connection", b"content-length", b"host", b"transfer-encoding", b"upgrade"})
+"""Headers that say where a request ends and to whom it belongs: no route changes them."""
 
 _REMEMBERED = frozenset({b"accept", b"accept-encoding", b"accept-language", b"user-agent"})
 _HARMLESS = ((b"Connection", b"keep-alive"), (b"Content-Type", b"application/json"))
@@ -41,17 +44,34 @@ class Outgoing:
         method: upper case.
         closes: whether the connection ends with this request.
         upgrades: whether the answer may turn the connection into something else.
+        target: request target, as it was asked for.
+        fields: headers, as they were asked for.
+        aimed: headers of the head, where it was written otherwise than asked for.
+        sent: whether any byte may have reached the instance tried last.
     """
 
-    __slots__ = ("_chunked", "_left", "body", "closes", "head", "method", "stream", "upgrades")
+    __slots__ = (
+        "_chunked",
+        "_left",
+        "aimed",
+        "body",
+        "closes",
+        "fields",
+        "head",
+        "method",
+        "sent",
+        "stream",
+        "target",
+        "upgrades",
+    )
 
     def __init__(self, request: httpx.Request) -> None:
         self.method = request.method
-        self.closes = False
-        self.upgrades = request.method == "CONNECT"
-        self._chunked = False
-        self._left = 0
-        self.head = self._write_head(request)
+        self.target = request.url.raw_path
+        self.fields: list[tuple[bytes, bytes]] = request.headers.raw
+        self.sent = False
+        self.aimed: list[tuple[bytes, bytes]] | None = None
+        self.head = self._write_head(self.target, self.fields)
         self.stream: Any = None
         self.body: bytes | None = b""
         if not isinstance(request.stream, httpx.ByteStream):
@@ -60,6 +80,22 @@ class Outgoing:
             self.body = self.frame(content) + self.finish()
         else:
             self.body = self.finish()
+
+    def aim(self, target: bytes, fields: list[tuple[bytes, bytes]]) -> None:
+        """
+        Write the head anew, for an instance that is to get it otherwise.
+
+        Args:
+            target: request target.
+            fields: headers; those that frame the body stay what they were.
+
+        Raises:
+            httpx.LocalProtocolError: they are unfit to be sent.
+        """
+        kept = [field for field in self.fields if field[0].lower() in _FRAMING]
+        others = [field for field in fields if field[0].lower() not in _FRAMING]
+        self.aimed = [*others, *kept]
+        self.head = self._write_head(target, self.aimed)
 
     @property
     def repeatable(self) -> bool:
@@ -93,14 +129,16 @@ class Outgoing:
             raise httpx.LocalProtocolError("Too little data for declared Content-Length")
         return b""
 
-    def _write_head(self, request: httpx.Request) -> bytes:
-        method, target = request.method.encode("ascii", "replace"), request.url.raw_path
+    def _write_head(self, target: bytes, fields: list[tuple[bytes, bytes]]) -> bytes:
+        self.closes, self.upgrades = False, self.method == "CONNECT"
+        self._chunked, self._left = False, 0
+        method = self.method.encode("ascii", "replace")
         _demand(_TOKEN, method, "method")
         _demand(_TARGET, target, "request target")
         lines = [b"%b %b HTTP/1.1\r\n" % (method, target)]
         hosts = 0
         lengths: list[bytes] = []
-        for field in request.headers.raw:
+        for field in fields:
             line = _plain.get(field)
             if line is None:
                 name = field[0].lower()

@@ -1,0 +1,198 @@
+"""
+One request, from the moment its upstream is known until its answer's body has ended.
+
+Owns what the sync and the async transport share: asking the trip for an instance, what is written
+to it, how an attempt's end is told to the trip, to plugins and to the caller. Waits for nothing.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from typing import Any
+
+from ..exceptions import ResolveError
+from ..routing.calls import DEADLINE_HEADER, Attempt, Call, Outcome
+from ..routing.matching import change_headers
+from .carrier import Answer, Patience
+from .denial import MeshInfo, MeshResponse, is_denial
+from .errors import (
+    MeshConnectError,
+    MeshConnectTimeout,
+    NoHealthyInstanceError,
+    UpstreamMismatchError,
+    UpstreamUnverifiedError,
+)
+from .library import httpx
+from .pool import Lane
+from .upstreams import Target
+from .wire import Outgoing
+
+_DEADLINE = DEADLINE_HEADER.encode()
+_GIVEN_UP = Outcome("given_up")
+
+
+class Journey:
+    """
+    A request on its way.
+
+    Args:
+        target: its upstream; told, and joined.
+        request: the request.
+
+    Raises:
+        httpx.LocalProtocolError: the request is unfit to be sent.
+        MeshConnectError: there is nobody to send it to.
+    """
+
+    __slots__ = (
+        "attempt",
+        "course",
+        "outgoing",
+        "patience",
+        "request",
+        "target",
+        "timeouts",
+        "trip",
+    )
+
+    def __init__(self, target: Target, request: httpx.Request) -> None:
+        self.target, self.request = target, request
+        self.timeouts = request.extensions.get("timeout") or {}
+        self.outgoing = outgoing = Outgoing(request)
+        call = Call(outgoing.method, outgoing.target, outgoing.fields, outgoing.stream is None)
+        self.course = target.course()
+        self.trip = self.course.begin(call, time.monotonic(), random.random())
+        self.attempt: Attempt
+        self.patience: Patience
+
+    def depart(self) -> None:
+        """
+        Learn where the next attempt goes.
+
+        Raises:
+            NoHealthyInstanceError: nowhere.
+            MeshError: the trip's reason why not.
+        """
+        now = time.monotonic()
+        try:
+            attempt = self.trip.next(now, random.random())
+        except ResolveError as error:
+            self.end()
+            raise NoHealthyInstanceError(str(error), upstream=self.target.name) from error
+        self.attempt = attempt
+        self._address(attempt)
+        self.patience = Patience.of(self.timeouts, attempt, now)
+        self.outgoing.sent = False
+
+    def _address(self, attempt: Attempt) -> None:
+        outgoing = self.outgoing
+        changed = attempt.request_headers or attempt.target != outgoing.target
+        if not changed and attempt.timeout is None and outgoing.aimed is None:
+            return
+        fields = change_headers(outgoing.fields, attempt.request_headers)
+        if attempt.timeout is not None:
+            left = b"%d" % max(0, int(attempt.timeout * 1000))
+            fields = [field for field in fields if field[0].lower() != _DEADLINE]
+            fields.append((_DEADLINE, left))
+        outgoing.aim(attempt.target, fields)
+
+    def takes(self, lane: Lane[Any]) -> bool:
+        """Whether a connection to another instance than the attempt's will do; then it does."""
+        return self.trip.moved(lane.endpoint)
+
+    def lost(self, error: BaseException) -> float | None:
+        """
+        Take note of an attempt that brought no answer.
+
+        Returns:
+            Seconds until the next; ``None`` when *error* is to be raised.
+        """
+        outcome = _outcome(error, self.outgoing.sent)
+        pause = self._tell(outcome, error)
+        if pause is None or not self._may_go_again(outcome.sent):
+            self.end()
+            return None
+        return pause
+
+    def heard(self, response: MeshResponse) -> float | None:
+        """
+        Take note of an answer.
+
+        Returns:
+            Seconds until the next attempt; ``None`` when this is the answer.
+        """
+        denied = response.extensions["mesh"].denied
+        pause = self._tell(Outcome("answer", response.status_code, denied), None)
+        return pause if pause is not None and self._may_go_again(True) else None
+
+    def arrive(self, response: MeshResponse, answer: Answer) -> MeshResponse:
+        """Hand over the answer; the journey ends with its body."""
+        if answer.whole is not None:
+            self.end()
+        else:
+            answer.stream.ended = self.end
+        return response
+
+    def end(self) -> None:
+        """The body has ended, or nobody wants it."""
+        self.trip.close(time.monotonic())
+
+    def _tell(self, outcome: Outcome, error: BaseException | None) -> float | None:
+        return self.trip.heard(outcome, time.monotonic(), random.random())
+
+    def _may_go_again(self, sent: bool) -> bool:
+        # Whatever the trip thinks: a body that was drawn is gone.
+        return self.outgoing.stream is None or not sent
+
+    def dress(self, answer: Answer) -> MeshResponse:
+        """Make the response that the caller sees."""
+        info = self.target.info
+        attempt = self.attempt
+        if (
+            info is None
+            or info.instance is not answer.endpoint
+            or info.attempts != attempt.number
+            or info.split != attempt.to
+        ):
+            info = MeshInfo(self.target.name, answer.endpoint, attempt.number, split=attempt.to)
+            self.target.info = info
+        answer.extensions["mesh"] = info
+        headers = answer.headers
+        if attempt.response_headers:
+            headers = change_headers(headers, attempt.response_headers)
+        response = MeshResponse(
+            answer.status,
+            headers=headers,
+            stream=answer.stream,
+            extensions=answer.extensions,
+        )
+        response.whole = answer.whole
+        for _, value in headers:
+            if not value.isascii():
+                break
+        else:
+            # httpx would find out by decoding them all, twice.
+            response.headers.encoding = "ascii"
+        return response
+
+
+def mark(response: MeshResponse, body: bytes) -> None:
+    """Note on *response*, a 403 whose whole body this is, whether it is a refusal by policy."""
+    if is_denial(response.headers, body):
+        info: MeshInfo = response.extensions["mesh"]
+        response.extensions["mesh"] = MeshInfo(
+            info.upstream, info.instance, info.attempts, info.split, denied=True
+        )
+
+
+def _outcome(error: BaseException, sent: bool) -> Outcome:
+    if isinstance(error, (UpstreamMismatchError, UpstreamUnverifiedError)):
+        return Outcome("refused", sent=False)
+    if isinstance(error, (MeshConnectError, MeshConnectTimeout)):
+        return Outcome("connect_failure", sent=False)
+    if isinstance(error, (httpx.ReadTimeout, httpx.WriteTimeout)):
+        return Outcome("timeout", sent=sent)
+    if isinstance(error, (httpx.NetworkError, httpx.RemoteProtocolError)):
+        return Outcome("reset", sent=sent)
+    return _GIVEN_UP
