@@ -15,7 +15,7 @@ import tempfile
 import time
 import urllib.request
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 30.0
@@ -69,11 +69,13 @@ class RealConsul:
     Args:
         binary: which one; by default what `find_consul` finds.
         hcl: further configuration.
+        token: to ask it with whether it is there, where ACLs are on.
     """
 
-    def __init__(self, binary: str | None = None, *, hcl: str = "") -> None:
+    def __init__(self, binary: str | None = None, *, hcl: str = "", token: str = "") -> None:
         self.binary = binary or find_consul()
         self._hcl = hcl
+        self._token = token
         self._process: subprocess.Popen[bytes] | None = None
         self._log = tempfile.TemporaryFile()
         self.url = ""
@@ -118,16 +120,17 @@ class RealConsul:
 
     def _leads(self) -> bool:
         try:
-            with urllib.request.urlopen(f"{self.url}/v1/agent/self", timeout=2) as answer:
-                self.version = json.load(answer)["Config"]["Version"]
-            with urllib.request.urlopen(f"{self.url}/v1/connect/ca/roots", timeout=2) as answer:
-                roots = bool(json.load(answer)["Roots"])
-            with urllib.request.urlopen(
-                f"{self.url}/v1/health/service/consul?passing", timeout=2
-            ) as answer:
-                return roots and bool(json.load(answer))
+            self.version = self._ask("/v1/agent/self")["Config"]["Version"]
+            roots = bool(self._ask("/v1/connect/ca/roots")["Roots"])
+            return roots and bool(self._ask("/v1/health/service/consul?passing"))
         except (OSError, ValueError, KeyError):
             return False
+
+    def _ask(self, path: str) -> Any:
+        headers = {"X-Consul-Token": self._token} if self._token else {}
+        question = urllib.request.Request(self.url + path, headers=headers)
+        with urllib.request.urlopen(question, timeout=2) as answer:
+            return json.load(answer)
 
     def log(self) -> str:
         """What it has printed."""
