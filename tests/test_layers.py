@@ -17,8 +17,8 @@ ROOT = Path(mesh_middleware.__file__).parent
 LAYERS = [
     "exceptions identity intentions certificates snapshot",  # values and rules
     "config consul.wire consul.watch consul.intentions consul.entries",  # shapes
-    "consul.client consul.defaults tls standing resolve routing keepsake jwks",  # edges
-    "mesh plugins hookspecs belief following registration upstreams watcher metrics",  # the heart
+    "consul.client consul.defaults consul.lookout tls standing resolve routing keepsake jwks",  # edges
+    "mesh plugins hookspecs belief entries following registration upstreams watcher metrics",  # the heart
     "asgi wsgi flask httpx servers doors answers live",  # doors, and what they share
     "cli dev pytest_plugin",  # commands
 ]

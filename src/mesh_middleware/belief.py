@@ -22,7 +22,7 @@ from .consul.intentions import parse_match
 from .exceptions import CertificateError
 from .intentions import Intention, compile_policy
 from .keepsake import Kept
-from .snapshot import Snapshot, Trust, Verdict, lost_denies, offer_leaf, offer_roots
+from .snapshot import Conditions, Snapshot, Trust, Verdict, lost_denies, offer_leaf, offer_roots
 from .tls import Generation
 
 _log = logging.getLogger("mesh_middleware.mesh")
@@ -58,6 +58,7 @@ class Belief:
         self._trust = Trust()
         self._probed = False
         self._match: object = None
+        self._entries: object = None
         self._doubted: tuple[tuple[Intention, ...], float] | None = None
         self._changed = threading.Condition()
 
@@ -85,6 +86,17 @@ class Belief:
             return
         self._probed = True
         self._swap(replace(self.snapshot, default_allow=default_allow))
+
+    def take_conditions(self, conditions: Conditions, entries: object = None) -> None:
+        """
+        Take what the service is judged by beside its intentions.
+
+        Args:
+            entries: what they were read from, to be kept.
+        """
+        self._entries = entries
+        if conditions != self.snapshot.conditions:
+            self._swap(replace(self.snapshot, conditions=conditions))
 
     def take_stricter(self, told: tuple[Intention, ...], body: object = None) -> None:
         """
@@ -125,7 +137,7 @@ class Belief:
         roots, pair = self._trust.roots, self._trust.pair
         if roots is None or pair is None or self.snapshot.policy is None:
             return None
-        return Kept(roots, pair, self._match, self.snapshot.default_allow)
+        return Kept(roots, pair, self._match, self.snapshot.default_allow, self._entries)
 
     def restore(self, kept: Kept) -> None:
         """
@@ -199,8 +211,10 @@ class Belief:
         if draft.intentions is None or draft.roots is None or not self._probed:
             return draft
         same_domain = old.roots and old.roots.trust_domain == draft.roots.trust_domain
-        same_rules = old.intentions is draft.intentions and (
-            old.default_allow == draft.default_allow
+        same_rules = (
+            old.intentions is draft.intentions
+            and old.default_allow == draft.default_allow
+            and old.conditions is draft.conditions
         )
         if old.policy is not None and same_domain and same_rules:
             return draft
@@ -209,6 +223,9 @@ class Belief:
             service=self._settings.service,
             trust_domain=draft.roots.trust_domain,
             default_allow=draft.default_allow,
+            protocol=draft.conditions.protocol,
+            normalization=draft.conditions.normalization,
+            jwt_providers=draft.conditions.providers,
             reading=self._settings.reading,
             previous=old.policy,
         )

@@ -57,7 +57,7 @@ async def fetch_keys(
 
 async def _read(source: KeySource, transport: httpx.AsyncBaseTransport | None) -> bytes:
     if source.uri.startswith("file://"):
-        return _bounded(Path(source.uri.removeprefix("file://")).read_bytes(), source)
+        return _bounded(_file(source), source)
     async with (
         httpx.AsyncClient(
             verify=_context(source),
@@ -75,6 +75,10 @@ async def _read(source: KeySource, transport: httpx.AsyncBaseTransport | None) -
             content += part
             _bounded(content, source)
     return bytes(content)
+
+
+def _file(source: KeySource) -> bytes:
+    return Path(source.uri.removeprefix("file://")).read_bytes()
 
 
 def _bounded(content: bytes | bytearray, source: KeySource) -> bytes:

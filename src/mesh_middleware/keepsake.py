@@ -46,12 +46,14 @@ class Kept:
         pair: our leaf and its key; hidden from ``repr``.
         match: the agent's answer about intentions, as JSON.
         default_allow: the default policy.
+        entries: config entries and keys of jwt-providers, as JSON; ``None`` when not told.
     """
 
     roots: Roots
     pair: KeyPair = field(repr=False)
     match: Any = field(repr=False)
     default_allow: bool | None
+    entries: Any = field(default=None, repr=False)
 
 
 class Keepsake:
@@ -166,10 +168,11 @@ def _to_json(kept: Kept) -> dict[str, Any]:
         "key": kept.pair.key_pem,
         "match": kept.match,
         "default_allow": kept.default_allow,
+        "entries": kept.entries,
     }
 
 
 def _from_json(body: dict[str, Any]) -> Kept:
     roots = Roots(body["trust_domain"], tuple(body["roots"]), body["active"])
     pair = KeyPair(read_leaf(body["chain"]), body["key"])
-    return Kept(roots, pair, body["match"], body["default_allow"])
+    return Kept(roots, pair, body["match"], body["default_allow"], body.get("entries"))

@@ -200,10 +200,11 @@ class Mesh:
         Keys: ``service``, ``service_id``, ``agent``, ``running``, ``ready``, ``spiffe_id``,
         ``serial_number``, ``not_after``, ``outage_budget_seconds`` (how long the leaf serves
         without the agent), ``trust_domain``, ``roots``, ``intentions``, ``default_policy``,
-        ``generation``, ``version``, ``registered`` (by this process), ``troubles`` (what the agent
-        does not answer, and why), ``clock_skew_seconds`` (our clock against the agent's),
-        ``notes`` (answers not simply taken), ``events`` (count per code of notes and troubles),
-        ``decisions`` (count per reason), ``plugins``.
+        ``protocol`` (of this service in Consul), ``generation``, ``version``, ``registered`` (by
+        this process), ``troubles`` (what the agent does not answer, and why),
+        ``clock_skew_seconds`` (our clock against the agent's), ``notes`` (answers not simply
+        taken), ``events`` (count per code of notes and troubles), ``decisions`` (count per reason),
+        ``plugins``.
         """
         snapshot, watcher = self._belief.snapshot, self._watcher
         leaf, roots = snapshot.leaf, snapshot.roots
@@ -223,6 +224,7 @@ class Mesh:
             "intentions": None if snapshot.intentions is None else len(snapshot.intentions),
             "default_policy": default,
             "generation": snapshot.generation,
+            "protocol": snapshot.conditions.protocol,
             "version": snapshot.version,
             "registered": bool(watcher and watcher.registered),
             "troubles": dict(watcher.follower.troubles) if watcher else {},
@@ -336,7 +338,7 @@ class Mesh:
         counts, reason = self.counts, verdict.reason
         counts[reason] = counts.get(reason, 0) + 1
         if not verdict.allowed:
-            self._log_denial(verdict, peer)
+            self._denied(verdict, peer)
         if self._plugins.watches_decisions:
             self._plugins.decision(verdict, peer.id if peer else None, facts)
         return verdict
@@ -381,6 +383,11 @@ class Mesh:
                 continue
             try:
                 told()
+    def _denied(self, verdict: Decision, peer: Peer | None) -> None:
+        self._log_denial(verdict, peer)
+        if self._watcher is not None and Reason.JWT_INVALID in (verdict.reason, verdict.detail):
+            self._watcher.refresh_keys()
+
             except Exception:
                 _log.exception("a listener failed after a change")
 

@@ -13,7 +13,23 @@ from datetime import datetime
 
 from .certificates import KeyPair, Leaf, Roots, check_chain, check_key
 from .exceptions import CertificateError
-from .intentions import Intention, Policy
+from .intentions import Intention, JwtProvider, Normalization, Policy
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """
+    What a service is judged by beside its intentions.
+
+    Args:
+        protocol: of this service in Consul; ``tcp`` judges identities only.
+        normalization: what proxies of this mesh do to requests.
+        providers: jwt-providers that intentions name, with the keys at hand.
+    """
+
+    protocol: str = "http"
+    normalization: Normalization = Normalization()
+    providers: tuple[JwtProvider, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +42,7 @@ class Snapshot:
         roots: the CA certificates trusted now.
         intentions: rules about this service; ``None`` before the agent told them.
         default_allow: verdict where no intention matches; ``None`` when it is unknown.
+        conditions: what they are judged under.
         policy: the intentions, compiled; ``None`` while anything it needs is missing.
         generation: grows with every change of leaf or roots.
         version: grows with every swap.
@@ -35,6 +52,7 @@ class Snapshot:
     roots: Roots | None = None
     intentions: tuple[Intention, ...] | None = None
     default_allow: bool | None = None
+    conditions: Conditions = Conditions()
     policy: Policy | None = field(default=None, repr=False)
     generation: int = 0
     version: int = 0

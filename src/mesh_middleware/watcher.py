@@ -26,6 +26,7 @@ from .consul.client import Answer, ConsulClient
 from .consul.defaults import ask_about_nobody, ask_self
 from .consul.intentions import parse_match
 from .consul.lookout import AgentReturnedError
+from .entries import EntryWatch
 from .exceptions import MeshError
 from .following import Follower
 from .intentions import Intention
@@ -94,6 +95,14 @@ class Watcher:
             belief.note,
             belief.count,
         )
+        self._entries = EntryWatch(
+            settings.service,
+            self._client,
+            self.follower,
+            belief.take_conditions,
+            belief.note,
+            self._spawn,
+        )
         self._upstreams: list[UpstreamWatch] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._running = threading.Event()
@@ -110,7 +119,9 @@ class Watcher:
         """Start the thread and wait until its loop runs; what was kept is believed at once."""
         if self._keepsake is not None:
             try:
-                self._belief.restore(self._keepsake.load(self._now().timestamp()))
+                kept = self._keepsake.load(self._now().timestamp())
+                self._entries.restore(kept.entries)
+                self._belief.restore(kept)
                 self._belief.note("keepsake_restored", "serving from the last known good")
             except MeshError as error:
                 self._belief.note("keepsake_refused", str(error))
@@ -136,6 +147,10 @@ class Watcher:
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._start_leaving)
 
+    def refresh_keys(self) -> None:
+        """A token was signed by a key that nobody knows: read keys again soon. From any thread."""
+        self._entries.refresh_keys()
+
     def poke(self) -> None:
         """The snapshot changed, on the watcher's own thread: report the state of the check now."""
         self._beat_now.set()
@@ -143,6 +158,7 @@ class Watcher:
         self._keep_now.set()
         if self._belief.snapshot.joined:
             self._joined.set()
+        self._entries.want(self._belief.snapshot.intentions)
         for upstream in self._upstreams:
             upstream.follow_domain(self._belief.trust_domain)
 
@@ -156,6 +172,8 @@ class Watcher:
         self._loop = asyncio.get_running_loop()
         self._registration = self._make_registration()
         self._running.set()
+        self._entries.start()
+        self._entries.want(self._belief.snapshot.intentions)
         for work in (self._watch_roots(), self._watch_leaf(), self._watch_intentions()):
             self._spawn(work)
         self._spawn(self.follower.scout())
@@ -230,6 +248,8 @@ class Watcher:
         await self.follower.watch("leaf", wire.leaf_question(self._settings.service), take)
 
     async def _watch_intentions(self) -> None:
+        # Under which protocol and normalization they are judged has to be known first.
+        await self._entries.told.wait()
         question = wire.match_question(self._settings.service)
 
         async def ask(cursor: watch.Cursor) -> Answer:

@@ -283,6 +283,7 @@ def test_a_real_old_consul_is_asked(
     run("intention", "create", "api", "explained", "--deny")
     found = told(run, "api", "GET", "/v1", "--service", "explained")
     assert (found["reason"], found["precedence"]) == ("intention_deny", 9)
+    run("intention", "delete", "api", "explained")
     assert told(run, "x", "GET", "/v1", "--service", "explained")["reason"] == "default_allow"
 
 

@@ -13,12 +13,13 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from ..exceptions import AgentAnswerError
 from ..intentions.jwt import DEFAULT_LOCATIONS, JwtProvider, KeySet, Location, read_keys
 from ..intentions.model import Normalization
+from ..snapshot import Conditions
 
 DEFAULT_PROTOCOL = "tcp"
 """Protocol of a service that no entry speaks of. Source: Consul, service-defaults."""
@@ -95,6 +96,57 @@ class ProviderEntry:
 
     provider: JwtProvider
     source: KeySource | None
+
+
+@dataclass(frozen=True, slots=True)
+class ReadEntries:
+    """
+    What the entries say together.
+
+    Args:
+        conditions: what a policy is made under.
+        sources: where the keys of which provider are to be read.
+        unread: providers that cannot be read, and why: none of their tokens counts.
+    """
+
+    conditions: Conditions
+    sources: Mapping[str, KeySource]
+    unread: Mapping[str, str]
+
+
+def parse_conditions(entries: Mapping[str, object], keys: Mapping[str, KeySet]) -> ReadEntries:
+    """
+    Read all entries that say how a service is judged.
+
+    Args:
+        entries: ``service-defaults`` of the service, ``proxy-defaults``, ``mesh``, and
+            ``jwt-provider <name>``; ``None`` for those that do not exist.
+        keys: read elsewhere, by provider.
+
+    Raises:
+        AgentAnswerError: protocol or normalization cannot be read.
+    """
+    providers, sources, unread = [], {}, {}
+    for key, entry in sorted(entries.items()):
+        kind, _, name = key.partition(" ")
+        if kind != "jwt-provider" or entry is None:
+            continue
+        try:
+            read = parse_provider(entry)
+        except AgentAnswerError as error:
+            unread[name] = str(error)
+            continue
+        provider = read.provider
+        if read.source is not None:
+            sources[name] = read.source
+            provider = replace(provider, keys=keys.get(name))
+        providers.append(replace(provider, name=name))
+    conditions = Conditions(
+        parse_protocol(entries.get("service-defaults"), entries.get("proxy-defaults")),
+        parse_normalization(entries.get("mesh")),
+        tuple(providers),
+    )
+    return ReadEntries(conditions, sources, unread)
 
 
 def parse_protocol(own: object, shared: object) -> str:

@@ -1,0 +1,251 @@
+"""
+Follows the config entries that say how this service is judged: protocol, normalization, tokens.
+
+Owns one watch per entry, and the keys of jwt-providers that are read elsewhere: fetched ahead of
+requests, again when they grow old, and early when a token was signed by a key that nobody knows.
+Decides nothing: each change becomes one `Conditions`, handed on whole.
+
+Source: reference 5.3, 5.6, 8.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any
+
+import httpx
+
+from .consul import wire
+from .consul.client import Answer, ConsulClient
+from .consul.entries import KeySource, parse_conditions
+from .consul.watch import Cursor
+from .exceptions import AgentAnswerError, AgentRefusedError, MeshError
+from .following import Follower
+from .intentions import Intention
+from .intentions.jwt import KeySet, read_keys
+from .jwks import KeysError, fetch_keys
+from .snapshot import Conditions
+
+_log = logging.getLogger("mesh_middleware.watch")
+
+PROVIDER = "jwt-provider"
+UNKNOWN_EVERY = 60.0
+"""Seconds between questions for a kind that the agent does not know: it may be replaced."""
+FIRST_RETRY = 1.0
+LAST_RETRY = 60.0
+"""Seconds between attempts to read keys that cannot be read, first and longest, before jitter."""
+REFRESH_EVERY = 10.0
+"""Seconds between early readings of keys, which any caller with a bad token can ask for."""
+
+Spawn = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
+
+
+class EntryWatch:
+    """
+    The config entries of one service.
+
+    Args:
+        service: name of the service.
+        client: asks the agent.
+        follower: keeps asking.
+        publish: takes the conditions, and what of them is to be kept, as JSON.
+        note: is told, under a stable code, what people should know.
+        spawn: starts a task of the watcher.
+        transport: carries the questions for keys; a network transport unless given.
+    """
+
+    def __init__(
+        self,
+        service: str,
+        client: ConsulClient,
+        follower: Follower,
+        publish: Callable[[Conditions, Any], None],
+        note: Callable[[str, str], None],
+        spawn: Spawn,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self.told = asyncio.Event()
+        self._client, self._follower = client, follower
+        self._publish_it, self._note, self._spawn = publish, note, spawn
+        self._transport = transport
+        self._fixed = {
+            "service-defaults": service,
+            "proxy-defaults": "global",
+            "mesh": "mesh",
+        }
+        self._missing = set(self._fixed)
+        self._entries: dict[str, Any] = {}
+        self._keys: dict[str, KeySet] = {}
+        self._watches: dict[str, asyncio.Task[None]] = {}
+        self._fetches: dict[str, _Fetch] = {}
+        self._seen: tuple[Intention, ...] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    # -- life ----------------------------------------------------------------------------------
+
+    def restore(self, kept: Any) -> None:
+        """
+        Believe what was kept, until the agent tells.
+
+        Raises:
+            AgentAnswerError: it cannot be read.
+        """
+        if not kept:
+            return
+        try:
+            self._entries = dict(kept["entries"])
+            self._keys = {name: read_keys(text) for name, text in kept["keys"].items()}
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise AgentAnswerError(f"kept entries: {type(error).__name__}") from None
+        self._publish()
+
+    def start(self) -> None:
+        """Begin to watch, on the running loop."""
+        self._loop = asyncio.get_running_loop()
+        for kind, name in self._fixed.items():
+            self._spawn(self._follow(kind, kind, name))
+
+    def want(self, intentions: tuple[Intention, ...] | None) -> None:
+        """Watch the providers that *intentions* name, and no others."""
+        if self._loop is None or intentions is None or intentions is self._seen:
+            return
+        self._seen = intentions
+        names = set(_providers(intentions))
+        for name in names - set(self._watches):
+            work = self._follow(f"{PROVIDER} {name}", PROVIDER, name)
+            self._watches[name] = self._spawn(work)
+        dropped = set(self._watches) - names
+        for name in dropped:
+            self._watches.pop(name).cancel()
+            self._follower.troubles.pop(f"{PROVIDER} {name}", None)
+            self._entries.pop(f"{PROVIDER} {name}", None)
+            self._keys.pop(name, None)
+        if dropped and self.told.is_set():
+            self._publish()
+
+    def refresh_keys(self) -> None:
+        """A token is signed by no key we know: read the keys again soon. From any thread."""
+        if self._loop is not None and self._fetches and not self._loop.is_closed():
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._refresh_now)
+
+    # -- entries -------------------------------------------------------------------------------
+
+    async def _follow(self, key: str, kind: str, name: str) -> None:
+        question = wire.entry_question(kind, name)
+
+        async def ask(cursor: Cursor) -> Answer:
+            return await self._client.ask(question, index=cursor.asked, wait=cursor.wait)
+
+        async def take(answer: Answer, regressed: bool) -> None:
+            self._take(key, answer.body if answer.status == 200 else None)
+            if not answer.index and question.nothing in str(answer.body):
+                _log.info("this agent knows no %s entries: there are none", kind)
+                await asyncio.sleep(UNKNOWN_EVERY)
+
+        def failed(error: MeshError) -> None:
+            if isinstance(error, AgentRefusedError) and key not in self._entries:
+                self._note("entry_refused", str(error))
+                self._take(key, None)
+
+        await self._follower.follow(key, ask, take, failed)
+
+    def _take(self, key: str, entry: Any) -> None:
+        if key in self._entries and self._entries[key] == entry:
+            self._answered(key)
+            return
+        before = dict(self._entries)
+        self._entries[key] = entry
+        try:
+            self._answered(key)
+            if self.told.is_set():
+                self._publish()
+        except MeshError:
+            self._entries = before
+            raise
+
+    def _answered(self, key: str) -> None:
+        self._missing.discard(key)
+        if not self._missing and not self.told.is_set():
+            self._publish()
+            self.told.set()
+
+    def _publish(self) -> None:
+        found = parse_conditions(self._entries, self._keys)
+        for name, flaw in found.unread.items():
+            self._note("jwt_provider_unread", f"{name}: {flaw}")
+        for name in set(self._fetches) - set(found.sources):
+            self._fetches.pop(name).task.cancel()
+        if self._loop is not None:
+            for name, source in found.sources.items():
+                self._fetch(name, source)
+        kept = {
+            "entries": dict(self._entries),
+            "keys": {name: keys.text for name, keys in self._keys.items()},
+        }
+        self._publish_it(found.conditions, kept)
+
+    # -- keys ----------------------------------------------------------------------------------
+
+    def _fetch(self, name: str, source: KeySource) -> None:
+        known = self._fetches.get(name)
+        if known is not None and known.source == source:
+            return
+        if known is not None:
+            # Another address, another issuer perhaps: its old keys vouch for nothing.
+            known.task.cancel()
+            self._keys.pop(name, None)
+        early = asyncio.Event()
+        task = self._spawn(self._keep_keys(name, source, early))
+        self._fetches[name] = _Fetch(source, early, task)
+
+    async def _keep_keys(self, name: str, source: KeySource, early: asyncio.Event) -> None:
+        failures = 0
+        while True:
+            try:
+                keys = await fetch_keys(source, self._transport)
+            except KeysError as error:
+                failures += 1
+                self._note("jwt_keys_unread", f"{name}: {error}")
+                longest = min(LAST_RETRY, FIRST_RETRY * 2.0 ** min(failures - 1, 10))
+                pause = longest * (0.5 + random.random() / 2)
+            else:
+                failures, pause = 0, source.every
+                if self._keys.get(name) != keys:
+                    self._keys[name] = keys
+                    self._publish()
+            await self._until(pause, early)
+
+    async def _until(self, pause: float, early: asyncio.Event) -> None:
+        """Wait *pause* seconds, or until keys are wanted early; never less than is decent."""
+        decent = min(pause, REFRESH_EVERY)
+        await asyncio.sleep(decent)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(early.wait(), pause - decent)
+        early.clear()
+
+    def _refresh_now(self) -> None:
+        for fetch in self._fetches.values():
+            fetch.early.set()
+
+
+class _Fetch:
+    """The task that keeps one provider's keys."""
+
+    __slots__ = ("early", "source", "task")
+
+    def __init__(self, source: KeySource, early: asyncio.Event, task: asyncio.Task[None]) -> None:
+        self.source, self.early, self.task = source, early, task
+
+
+def _providers(intentions: Iterable[Intention]) -> Iterable[str]:
+    for intention in intentions:
+        for demand in intention.jwt:
+            yield demand.provider
+        for permission in intention.permissions:
+            for demand in permission.jwt:
+                yield demand.provider
