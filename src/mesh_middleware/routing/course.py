@@ -274,7 +274,11 @@ class Course:
         found += [
             f"target {t.id} counts as empty: {t.flaw}" for t in chain.targets.values() if t.flaw
         ]
-        found += [goal.why_none for goal in self._plan.goals.values() if "cannot" in goal.why_none]
+        found += [
+            goal.why_none
+            for goal in self._plan.goals.values()
+            if "counts as empty" in goal.why_none
+        ]
         return tuple(dict.fromkeys(found))
 
 

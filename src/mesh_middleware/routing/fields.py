@@ -189,7 +189,7 @@ _CHAIN: dict[str, dict[str, Field]] = {
     },
     "chain-target": {
         "ID": _YES, "Service": _YES, "ServiceSubset": _YES, "Datacenter": _YES, "SNI": _YES,
-        "Name": _SHOWN, "Subset.Filter": _YES, "Subset.OnlyPassing": _YES, "MeshGateway": _GATEWAY,
+        "Name": _SHOWN, "Subset.Filter": _YES, "Subset.OnlyPassing": _YES,
         "MeshGateway.Mode": _GATEWAY, "Namespace": _SHOWN, "Partition": _SHOWN, "Peer": _SHOWN,
         "External": _SHOWN, "TransparentProxy": _SHOWN, "ConnectTimeout": _SHOWN,
         "Locality": _CE,

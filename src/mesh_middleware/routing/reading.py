@@ -147,8 +147,8 @@ def read_route(definition: Mapping[str, Any], following: str) -> Route:
         match,
         following,
         text(to, "PrefixRewrite") or None,
-        _limit(duration(to.get("RequestTimeout"))),
-        _limit(duration(to.get("IdleTimeout"))),
+        limit(duration(to.get("RequestTimeout"))),
+        limit(duration(to.get("IdleTimeout"))),
         read_retries(to, match.methods),
         read_header_changes(part(to, "RequestHeaders", {})),
         read_header_changes(part(to, "ResponseHeaders", {})),
@@ -269,8 +269,8 @@ def read_resolution(value: Mapping[str, Any]) -> Resolution:
     return Resolution(
         text(value, "Target"),
         tuple(str(one) for one in part(part(value, "Failover", {}), "Targets", [])),
-        _limit(duration(value.get("ConnectTimeout"))) or CONNECT_TIMEOUT,
-        _limit(duration(value.get("RequestTimeout"))),
+        limit(duration(value.get("ConnectTimeout"))) or CONNECT_TIMEOUT,
+        limit(duration(value.get("RequestTimeout"))),
         read_balancing(part(value, "LoadBalancer", {})),
     )
 
@@ -305,6 +305,6 @@ def _hash_policies(values: list[Any]) -> Iterator[HashPolicy]:
                 yield HashPolicy(one, text(policy, "FieldValue"), flag(policy, "Terminal"))
 
 
-def _limit(seconds: float) -> float | None:
-    # 0 is "not set", and a negative one switches the limit off: for us both are "no limit".
+def limit(seconds: float) -> float | None:
+    """Read 0 (not set) and less (switched off) as no limit."""
     return seconds if seconds > 0 else None

@@ -182,8 +182,10 @@ class Trip:
         then on it does. Not where a key decides, nor to whom was tried or is not in use.
         """
         seat, goal = self._seat, self._goal
-        if seat is None or goal is None or seat.endpoint is endpoint:
-            return seat is not None and goal is not None
+        if seat is None or goal is None:
+            return False
+        if seat.endpoint is endpoint or seat.endpoint == endpoint:
+            return True
         if self._resolution.balancing.policy in _BY_KEY or seat.trial:
             return False
         with self._course.lock:
