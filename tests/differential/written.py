@@ -115,6 +115,9 @@ def _found() -> Iterator[Json]:
         yield case(f"xfcc {test}", [intention(Permissions=[rule])], headers=forged)
     # Parameters of dot segments are cut before the look for NUL.
     yield case("nul in a cut parameter", [], "/.;%00", default_allow=True)
+    # A numbered zone in an absolute target, of which Envoy takes some.
+    for zone in ("%25", "%2", "%", "%x", "%4294967296"):
+        yield case(f"zone {zone}", [], f"http://[::1{zone}]/", default_allow=True)
     # A pattern behind the last rule that counts is left out, however bad it is.
     rules = [permission(PathExact="/v1"), permission("deny", PathRegex="(")]
     for target in ("/v1", "/admin"):

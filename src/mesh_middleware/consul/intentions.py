@@ -202,6 +202,8 @@ def parse_intention(item: object) -> Intention:
         flaw = Flaw(reason, unread.detail, everyone=True)
         return Intention(WILDCARD, WILDCARD, False, flaw=flaw)
     try:
+        intention = dataclasses.replace(intention, precedence=precedence_of(intention))
+        intention = dataclasses.replace(intention, precedence=_precedence(intention, fields))
         return _verdict(intention, fields)
     except _Unread as unread:
         return dataclasses.replace(intention, flaw=Flaw(unread.reason, unread.detail))
@@ -238,11 +240,14 @@ def _name(fields: Mapping[str, Any], key: str, default: str | None) -> str:
     return value
 
 
-def _verdict(intention: Intention, fields: Mapping[str, Any]) -> Intention:
-    precedence = fields.get("Precedence") or precedence_of(intention)
+def _precedence(intention: Intention, fields: Mapping[str, Any]) -> int:
+    precedence = fields.get("Precedence") or intention.precedence
     if type(precedence) is not int or not 1 <= precedence <= 9:
         raise _Unread(Reason.UNREADABLE_PERMISSION, f"Precedence {precedence!r}")
-    intention = dataclasses.replace(intention, precedence=precedence)
+    return precedence
+
+
+def _verdict(intention: Intention, fields: Mapping[str, Any]) -> Intention:
     permissions = _list(fields, "Permissions")
     jwt = _jwt(fields)
     if not permissions:

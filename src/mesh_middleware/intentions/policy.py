@@ -251,7 +251,9 @@ class Policy:
 
     def _prepare(self, previous: Policy | None) -> None:
         """Take over the tables that still hold, and make those that would delay a request."""
-        known = previous._tables if previous is not None else {}
+        # Readings differ in which permissions they leave out.
+        same = previous is not None and previous.reading == self.reading
+        known = previous._tables if previous is not None and same else {}
         if self.protocol == "tcp":
             return
         for intention in self._groups.values():

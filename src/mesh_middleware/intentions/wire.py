@@ -97,15 +97,16 @@ _BAD_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _HOST = re.compile(rb"[!$-.0-;=@-\[\]_a-z~]*", re.IGNORECASE)
 _ORIGIN = re.compile(rb"/[!\"$-~]*")
 _ABSOLUTE = re.compile(
-    rb"(https?)://(?:[!$-.0-;=A-Z_a-z~]*@)?([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(?::([0-9]+))?"
+    rb"(https?)://(?:[!$-.0-;=A-Z_a-z~]*@)?([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+(?:%[0-9]+)?\])(?::([0-9]+))?"
     rb"(/[!\"$-~]*)?",
     re.IGNORECASE,
 )
+_USER_OR_ZONE = re.compile(rb"[^:]+://[^/?]*[@%]")
 
 
 WORDS = {
-    "head": "a carriage return inside a header, a colon in its name, or a user in an absolute "
-    "target: proxies cut these, others do not",
+    "head": "a carriage return inside a header, a colon in its name, or a user or zone in an "
+    "absolute target: proxies cut these, others do not",
 }
 """Names of readings that concern the head as a whole, and what they mean."""
 
@@ -154,8 +155,11 @@ def _sound_authority(host: bytes, port: bytes | None) -> bool:
         return False
     if not host.startswith(b"["):
         return True
+    address, _, zone = host[1:-1].partition(b"%")
+    if len(zone) > 10 or int(zone or b"0") >= 1 << 32:
+        return False
     try:
-        ipaddress.IPv6Address(host[1:-1].decode("ascii"))
+        ipaddress.IPv6Address(address.decode("ascii"))
     except ValueError:
         return False
     return True
@@ -214,8 +218,8 @@ def unsound(
         return found
     if any(b"\r" in value or b"\r" in name or b":" in name for name, value in headers):
         return Refusal(Reason.UNSOUND_HEADER, "a carriage return or colon", ("head",))
-    if not target.startswith(b"/") and b"@" in target.partition(b"?")[0]:
-        return Refusal(Reason.UNSOUND_TARGET, "a user in the target", ("head",))
+    if not target.startswith(b"/") and _USER_OR_ZONE.match(target):
+        return Refusal(Reason.UNSOUND_TARGET, "a user or zone in the target", ("head",))
     return None
 
 

@@ -1,0 +1,1 @@
+"""The rules: who may send which request. Values in, verdicts out; nothing touches a network."""
