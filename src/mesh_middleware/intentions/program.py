@@ -344,8 +344,10 @@ class Program:
         names = self._differing(outcome, verdicts, request)
         if not names:
             return decision(verdict.reason, branch.intention, verdict.permission)
+        # What is wrong with a token tells more than that another reader would take it.
+        reason = verdict.reason if names == ("jwt",) else Reason.READINGS_DIFFER
         return decision(
-            Reason.READINGS_DIFFER,
+            reason,
             branch.intention,
             verdict.permission,
             readings=names,
@@ -357,7 +359,9 @@ class Program:
     ) -> tuple[str, ...]:
         names: dict[str, None] = {}
         plain = [self._walk(branch, request, doubt=False) for branch in outcome.branches]
-        for intention in dict.fromkeys(branch.intention for branch in outcome.branches):
+        # By identity: to compare intentions, or hash them, is work as large as they are.
+        asked = {id(branch.intention): branch.intention for branch in outcome.branches}
+        for intention in asked.values():
             own = [n for n, branch in enumerate(outcome.branches) if branch.intention is intention]
             some = any(plain[n].allowed for n in own)
             for n in own:

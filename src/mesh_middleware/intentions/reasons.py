@@ -52,7 +52,6 @@ class Reason(StrEnum):
     BAD_PATTERN = "bad_pattern"
     PATTERN_TOO_LARGE = "pattern_too_large"
     NO_REGEX_ENGINE = "no_regex_engine"
-    REGEX_FAILED = "regex_failed"
     # requests that no sound client sends
     UNSOUND_METHOD = "unsound_method"
     UNSOUND_TARGET = "unsound_target"
@@ -213,9 +212,6 @@ ABOUT: dict[Reason, About] = {
         403,
         "A permission has a regular expression, and the extra `re2` is not installed.",
         "pip install 'mesh-middleware[re2]'",
-    ),
-    Reason.REGEX_FAILED: About(
-        403, "The regular-expression engine ran out of its memory budget.", "Simplify the patterns."
     ),
     Reason.UNSOUND_METHOD: About(
         400, "The method is not one of the upper-case methods that proxies pass.", "-"
