@@ -495,8 +495,13 @@ def test_state_is_reported_to_our_own_check() -> None:
 
 def test_only_healthy_instances_are_asked_for() -> None:
     """In our datacenter, unless another one is named."""
-    assert wire.health_question("tax", None).params == {"passing": "1"}
-    assert wire.health_question("tax", "dc2").params == {"passing": "1", "dc": "dc2"}
+    assert wire.health_question("tax", None).params == {}
+    assert wire.health_question("tax", "dc2").params == {"dc": "dc2"}
+    scoped = wire.health_question("tax", None, namespace="team", partition="eu")
+    assert scoped.params == {"ns": "team", "partition": "eu"}
+    query = wire.query_question("near/est", "dc2")
+    assert query.path == "/v1/query/near%2Fest/execute"
+    assert query.params == {"connect": "true", "dc": "dc2"}
 
 
 def test_probe_names_target_and_source() -> None:

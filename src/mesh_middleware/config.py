@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from .exceptions import ConfigError
 
 DEFAULT_AGENT = "http://127.0.0.1:8500"
+DEFAULT_DOMAIN = "consul"
 MAX_ANSWER_BYTES = 8 * 1024 * 1024
 Mode = Literal["enforce", "shadow"]
 Reading = Literal["strict", "envoy"]
@@ -101,7 +102,7 @@ class Settings:
     mode: Mode = "enforce"
     reading: Reading = "strict"
     exempt: tuple[str, ...] = ()
-    domain: str = "consul"
+    domain: str = DEFAULT_DOMAIN
     wait: float = 300.0
     poll: float = 0.0
     check_ttl: float = 15.0

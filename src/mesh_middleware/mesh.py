@@ -30,6 +30,7 @@ from .identity import ServiceId, SpiffeId
 from .intentions import Decision, Reason, RequestFacts, decision
 from .metrics import render_metrics
 from .plugins import Plugins
+from .resolve import UpstreamKind, parse_upstream
 from .snapshot import Snapshot
 from .tls import LiveContext, client_context, server_context
 from .upstreams import UpstreamWatch
@@ -94,7 +95,7 @@ class Mesh:
     def _reset(self) -> None:
         self._belief = Belief(self.settings, self._now, self._swapped)
         self._watcher: Watcher | None = None
-        self._upstreams: dict[tuple[str, str | None], UpstreamWatch] = {}
+        self._upstreams: dict[tuple[str | None, ...], UpstreamWatch] = {}
         self.ending = False
         self._server: LiveContext | None = None
 
@@ -282,18 +283,50 @@ class Mesh:
         """
         return client_context(lambda: self._belief.generation, self._now, expected)
 
-    def watch_upstream(self, name: str, datacenter: str | None = None) -> UpstreamWatch:
+    def upstream(self, name: str) -> UpstreamWatch:
+        """
+        Look at an upstream: ``mesh.upstream("tax").state`` tells its instances and who is ejected.
+
+        Args:
+            name: as in a URL: ``tax``, ``tax.service.dc2.consul``, ``near.query.consul``.
+
+        Raises:
+            ResolveError: *name* is no name in the mesh.
+            NotReadyError: the mesh is not running.
+        """
+        found = parse_upstream(name, domain=self.settings.domain)
+        return self.watch_upstream(
+            found.name,
+            found.datacenter,
+            namespace=found.namespace,
+            partition=found.partition,
+            kind=found.kind,
+        )
+
+    def watch_upstream(
+        self,
+        name: str,
+        datacenter: str | None = None,
+        *,
+        namespace: str = "default",
+        partition: str = "default",
+        kind: UpstreamKind = "service",
+    ) -> UpstreamWatch:
         """
         Keep informed of the instances of an upstream; the same watch for the same name.
 
         Args:
-            name: service that is called.
+            name: service that is called, or prepared query.
             datacenter: where it is looked up; ``None`` means the configured one, or the agent's.
+            namespace: of the service; ``default`` outside Consul Enterprise.
+            partition: of the service; ``default`` outside Consul Enterprise.
+            kind: what *name* is; ``connect`` is another word for ``service``.
 
         Raises:
             NotReadyError: the mesh is not running.
         """
-        key = (name, datacenter or self.settings.datacenter or None)
+        where = datacenter or self.settings.datacenter or None
+        key = (name, where, namespace, partition, "query" if kind == "query" else "service")
         found = self._upstreams.get(key)
         if found is not None:
             return found
@@ -301,7 +334,7 @@ class Mesh:
             if self._watcher is None:
                 raise NotReadyError(f"{self!r} is not running: call start()")
             if key not in self._upstreams:
-                self._upstreams[key] = UpstreamWatch(*key)
+                self._upstreams[key] = UpstreamWatch(name, where, namespace, partition, kind)
                 self._watcher.follow(self._upstreams[key])
             return self._upstreams[key]
 

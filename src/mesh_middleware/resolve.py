@@ -196,8 +196,9 @@ def parse_health(
     """
     Read an answer of ``/v1/health/connect/<service>``, or the ``Nodes`` of an executed query.
 
-    Left out are instances that cannot be called: a failing check, weight 0, no port, another
-    cluster's (``PeerName``), and gateways, which need their own handling.
+    A terminating gateway counts as an instance of the service that it stands for. Left out is what
+    cannot be called: a failing check, weight 0, no port, another cluster's (``PeerName``), other
+    gateways.
 
     Args:
         answer: the body, parsed as JSON.
@@ -232,7 +233,7 @@ def _parse_entry(entry: object, trust_domain: str, asked: str | None) -> Endpoin
     parts = _typed(entry, dict, "an entry")
     node = _typed(parts.get("Node"), dict, "Node")
     service = _typed(parts.get("Service"), dict, "Service")
-    kind, name = _who(service)
+    kind, name = _who(service, asked)
     if kind is None:
         return None
     if asked is not None and name.lower() != asked.lower():
@@ -248,7 +249,7 @@ def _parse_entry(entry: object, trust_domain: str, asked: str | None) -> Endpoin
     return Endpoint(host, port, expected, weight, kind)
 
 
-def _who(service: dict[str, Any]) -> tuple[EndpointKind | None, str]:
+def _who(service: dict[str, Any], asked: str | None) -> tuple[EndpointKind | None, str]:
     kind = _text(service, "Kind")
     connect = _part(service, "Connect", dict)
     if kind == "" and connect.get("Native") is True:
@@ -257,6 +258,10 @@ def _who(service: dict[str, Any]) -> tuple[EndpointKind | None, str]:
         # The address is the proxy's, the identity that of the service behind it.
         proxy = _typed(service.get("Proxy"), dict, "Proxy")
         return "sidecar", _text(proxy, "DestinationServiceName", required=True)
+    if kind == "terminating-gateway" and asked is not None:
+        # It stands for the service that was asked for, shows that service's leaf, and is told by
+        # the server name which one is meant. A prepared query does not say which one.
+        return "gateway", asked
     return None, ""
 
 

@@ -7,11 +7,15 @@ Owns the last known instances of an upstream. They stay when the agent goes away
 from __future__ import annotations
 
 import threading
+import time
 
 import anyio.to_thread
 
+from .consul import wire
 from .exceptions import MeshError, NotReadyError, ResolveError
-from .resolve import Endpoint, parse_health
+from .resolve import Endpoint, UpstreamKind, parse_query
+from .routing.course import Course, UpstreamState
+from .routing.instances import Instance, parse_instances
 
 _NONE = "no healthy instance that speaks Connect is registered"
 
@@ -21,13 +25,30 @@ class UpstreamWatch:
     The instances of one upstream, kept by a blocking query.
 
     Args:
-        name: service that is called.
+        name: service that is called, or prepared query.
         datacenter: where it is looked up; ``None`` means our own.
+        namespace: of the service; ``default`` outside Consul Enterprise.
+        partition: of the service; ``default`` outside Consul Enterprise.
+        kind: what *name* is.
+
+    Attributes:
+        course: which instance a call goes to, and what became of the calls.
     """
 
-    def __init__(self, name: str, datacenter: str | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        datacenter: str | None = None,
+        namespace: str = "default",
+        partition: str = "default",
+        kind: UpstreamKind = "service",
+    ) -> None:
         self.name = name
         self.datacenter = datacenter
+        self.namespace = namespace
+        self.partition = partition
+        self.kind = kind
+        self.course = Course(name, datacenter)
         self.endpoints: tuple[Endpoint, ...] | None = None
         self._emptied = False
         self._body: object = None
@@ -37,6 +58,25 @@ class UpstreamWatch:
 
     def __str__(self) -> str:
         return self.name if self.datacenter is None else f"{self.name}.{self.datacenter}"
+
+    @property
+    def question(self) -> wire.Question:
+        """What the agent is asked."""
+        if self.kind == "query":
+            return wire.query_question(self.name, self.datacenter)
+        return wire.health_question(
+            self.name, self.datacenter, namespace=self.namespace, partition=self.partition
+        )
+
+    @property
+    def why(self) -> str:
+        """What is in the way, where there is no instance or no answer."""
+        return self._why
+
+    @property
+    def state(self) -> UpstreamState:
+        """How the upstream is: its instances, who is ejected, the calls under way."""
+        return self.course.look(time.monotonic())
 
     def wait(self, timeout: float) -> tuple[Endpoint, ...]:
         """
@@ -82,18 +122,23 @@ class UpstreamWatch:
         """
         if trust_domain is None:
             raise NotReadyError("the trust domain is not known yet")
-        found = parse_health(body, trust_domain=trust_domain, service=self.name)
+        found = self._parse(body, trust_domain)
         self._body, self._domain = body, trust_domain
         self._emptied = not found
         if self._emptied and shaken and self.endpoints:
             return False
-        self.give(found, _NONE)
+        self._learn(found, _NONE)
         return True
 
     def follow_domain(self, trust_domain: str | None) -> None:
         """Expect the identities of *trust_domain* from now on; the instances are the same."""
         if self._domain is not None and trust_domain not in (None, self._domain):
             self.take(self._body, trust_domain, shaken=True)
+
+    def _parse(self, body: object, trust_domain: str) -> tuple[Instance, ...]:
+        if self.kind == "query":
+            return tuple(map(Instance, parse_query(body, trust_domain=trust_domain)))
+        return parse_instances(body, trust_domain=trust_domain, service=self.name)
 
     def concede(self) -> None:
         """Believe that there is no instance, if that is still what the agent says."""
@@ -102,8 +147,14 @@ class UpstreamWatch:
 
     def give(self, endpoints: tuple[Endpoint, ...], why_none: str) -> None:
         """Replace the instances; *why_none* is told when there are none."""
+        self._learn(tuple(map(Instance, endpoints)), why_none)
+
+    def _learn(self, instances: tuple[Instance, ...], why_none: str) -> None:
+        course = self.course
+        course.learn_instances(course.place, instances, time.monotonic(), why_none)
         with self._changed:
-            self.endpoints, self._why = endpoints, why_none
+            self.endpoints = tuple(instance.endpoint for instance in instances)
+            self._why = why_none
             self._changed.notify_all()
 
     def fail(self, error: MeshError) -> None:

@@ -304,10 +304,11 @@ class Watcher:
         self._upstreams.append(upstream)
         # The expected identities are in our trust domain, which the roots tell.
         await self._joined.wait()
-        question = wire.health_question(upstream.name, upstream.datacenter)
-        await self.follower.watch(f"upstream {upstream}", question, take, failed)
+        await self.follower.watch(f"upstream {upstream}", upstream.question, take, failed)
 
     def _ask_plugins(self, upstream: UpstreamWatch) -> bool:
+        if upstream.kind == "query":
+            return False
         try:
             found = self._plugins.resolve(upstream.name, upstream.datacenter)
         except Exception as error:

@@ -9,6 +9,7 @@ import socket
 import ssl
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from mesh_middleware.exceptions import PeerMismatchError
 from mesh_middleware.identity import ServiceId
 from mesh_middleware.resolve import Endpoint
+from mesh_middleware.routing.course import Course
+from mesh_middleware.routing.instances import Instance
 
 TRUST_DOMAIN = "11111111-2222-3333-4444-555555555555.consul"
 PATIENCE = 10.0
@@ -169,16 +172,28 @@ class StaticSnapshot:
     joined: bool = True
 
 
+@dataclass(frozen=True)
+class StaticSettings:
+    """As much of the settings as calling needs."""
+
+    domain: str = "consul"
+
+
 class StaticWatch:
     """An upstream whose instances the test sets."""
 
-    def __init__(self) -> None:
+    why = "the test has not said"
+
+    def __init__(self, name: str, datacenter: str | None = None) -> None:
         self._told = threading.Event()
+        self.course = Course(name, datacenter)
         self.endpoints: tuple[Endpoint, ...] | None = None
 
     def tell(self, *endpoints: Endpoint) -> None:
         """Set the instances."""
         self.endpoints = endpoints
+        instances = tuple(map(Instance, endpoints))
+        self.course.learn_instances(self.course.place, instances, time.monotonic())
         self._told.set()
 
     def wait(self, timeout: float) -> tuple[Endpoint, ...]:
@@ -194,6 +209,8 @@ class StaticMesh:
         self.authority = authority
         self.generation = 1
         self.snapshot = StaticSnapshot()
+        self.settings = StaticSettings()
+        self.asked: dict[str, str | None] = {}
         self.watches: dict[tuple[str, str | None], StaticWatch] = {}
         self._joined = threading.Event()
         self._name = name
@@ -221,9 +238,15 @@ class StaticMesh:
         """Make a context for *expected*."""
         return client_context(self.authority.root_pem, self._leaf, expected.uri)
 
-    def watch_upstream(self, name: str, datacenter: str | None = None) -> StaticWatch:
+    def watch_upstream(
+        self, name: str, datacenter: str | None = None, **scopes: str
+    ) -> StaticWatch:
         """Find the watch on *name*."""
-        return self.watches.setdefault((name, datacenter), StaticWatch())
+        self.asked = {"name": name, "datacenter": datacenter, **scopes}
+        key = (name, datacenter)
+        if key not in self.watches:
+            self.watches[key] = StaticWatch(name, datacenter)
+        return self.watches[key]
 
     def tell(self, name: str, *endpoints: Endpoint) -> None:
         """Set the instances of *name*."""

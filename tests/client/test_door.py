@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 from typing import Any
 
 import httpx
 import pytest
 
 from mesh_middleware.exceptions import (
+    BreakerOpenError,
     ConfigError,
+    DeadlineError,
     IntentionDeniedError,
     MeshError,
     NotReadyError,
@@ -24,21 +27,27 @@ from mesh_middleware.httpx import (
     Client,
     MeshConnectError,
     MeshConnectTimeout,
+    MeshDeadlineError,
     MeshInfo,
     MeshNotReadyError,
     NoHealthyInstanceError,
+    UpstreamBusyError,
     UpstreamDeniedError,
     UpstreamMismatchError,
     UpstreamNameError,
     UpstreamUnverifiedError,
 )
 from mesh_middleware.resolve import Endpoint, StaticResolver
+from mesh_middleware.routing.breaking import Breaking
+from mesh_middleware.routing.chain import Retries
+from mesh_middleware.routing.course import Manners
 
 from .driver import Driver
 from .support import (
     PATIENCE,
     Authority,
     StaticMesh,
+    StaticSettings,
     Wire,
     answering,
     service_id,
@@ -185,7 +194,7 @@ def test_a_mesh_not_joined_is_an_error_of_its_own(mesh: StaticMesh, driver: Driv
 
 def test_an_upstream_not_told_yet_is_an_error_of_its_own(mesh: StaticMesh, driver: Driver) -> None:
     """Without an answer about the upstream the call waits likewise."""
-    with driver.client(mesh) as client, pytest.raises(MeshNotReadyError, match="agent"):
+    with driver.client(mesh) as client, pytest.raises(MeshNotReadyError, match="not said"):
         client.get("https://tax/", timeout=httpx.Timeout(5, connect=0.01))
 
 
@@ -217,12 +226,39 @@ def test_only_names_in_the_mesh_are_called(mesh: StaticMesh, driver: Driver, url
     assert isinstance(caught.value, ResolveError)
 
 
-def test_what_is_not_offered_says_so(mesh: StaticMesh, driver: Driver) -> None:
-    """Prepared queries and foreign namespaces fail by name, and are looked up nowhere else."""
-    with driver.client(mesh) as client:
-        for url in ("https://near.query.consul/", "https://tax.service.team.ns.consul/"):
-            with pytest.raises(UpstreamNameError, match="not offered"):
-                client.get(url)
+@pytest.mark.parametrize(
+    ("host", "asked"),
+    [
+        ("near.query.consul", {"name": "near", "kind": "query"}),
+        ("near.query.dc2.consul", {"name": "near", "kind": "query", "datacenter": "dc2"}),
+        ("tax.service.team.ns.consul", {"namespace": "team"}),
+        ("tax.service.team.ns.eu.ap.dc2.dc.consul", {"partition": "eu", "datacenter": "dc2"}),
+    ],
+)
+def test_what_a_name_says_is_asked_for(
+    authority: Authority, mesh: StaticMesh, driver: Driver, host: str, asked: dict[str, str]
+) -> None:
+    """Prepared queries, namespaces and partitions are asked for as the name says."""
+    with serving(authority, answering(b"found")) as server, driver.client(mesh) as client:
+        name, datacenter = asked.get("name", "tax"), asked.get("datacenter")
+        mesh.watch_upstream(name, datacenter).tell(server.endpoint("tax"))
+        assert client.get(f"https://{host}/").text == "found"
+    assert mesh.asked.items() >= asked.items()
+
+
+def test_the_domain_is_the_meshs_setting(
+    authority: Authority, mesh: StaticMesh, driver: Driver
+) -> None:
+    """With another domain its names are of the mesh, also for mounted transports."""
+    mesh.settings = StaticSettings(domain="corp.example")
+    ordinary = driver.mock(lambda request: httpx.Response(200, text="ordinary"))
+    with serving(authority, answering(b"mesh")) as server:
+        mesh.tell("tax", server.endpoint("tax"))
+        with driver.client(mesh, mounts={"all://": ordinary}) as client:
+            assert client.get("http://tax.service.corp.example/").text == "mesh"
+            assert client.get("http://tax.service.consul/").text == "ordinary"
+        with driver.client(mesh) as client, pytest.raises(UpstreamNameError):
+            client.get("https://tax.service.consul/")
 
 
 @pytest.mark.parametrize("pattern", ["http://", "https://", "all://", "all://*"])
@@ -368,6 +404,89 @@ def test_a_refusal_by_policy_is_told_apart(
     assert isinstance(caught.value, IntentionDeniedError)
     assert caught.value.response is response
     assert caught.value.request is response.request
+
+
+def test_a_refusal_by_policy_is_never_retried(
+    authority: Authority, mesh: StaticMesh, driver: Driver
+) -> None:
+    """Not even where 403 is among the statuses to retry; nor is any instance blamed for it."""
+    heads: list[bytes] = []
+
+    def script(wire: Wire) -> None:
+        while head := wire.read_head():
+            heads.append(head)
+            wire.send(b"HTTP/1.1 403 Forbidden\r\nContent-Type: application/problem+json\r\n")
+            wire.send(b"Content-Length: %d\r\n\r\n%s" % (len(PROBLEM), PROBLEM.encode()))
+
+    with serving(authority, script) as server, driver.client(mesh) as client:
+        mesh.tell("tax", server.endpoint("tax"))
+        retries = Retries(5, frozenset({"5xx", "reset"}), frozenset({403}))
+        course = mesh.watch_upstream("tax").course
+        breaking = Breaking(max_failures=1, max_percent=100)
+        course.learn_manners(Manners(breaking, retries=retries), 0.0)
+        for _ in range(3):
+            assert client.get("https://tax/").extensions["mesh"].denied
+        (state,) = course.look(time.monotonic()).instances
+    assert (len(heads), state.state, state.failures, state.outstanding) == (3, "closed", 0, 0)
+
+
+def test_an_ejected_instance_is_not_called(
+    authority: Authority, mesh: StaticMesh, driver: Driver
+) -> None:
+    """Failures in a row eject; then calls fail at once, by name, and nothing is sent."""
+    script = answering(b"", b"500 Oh")
+    with serving(authority, script) as server, driver.client(mesh) as client:
+        mesh.tell("tax", server.endpoint("tax"))
+        course = mesh.watch_upstream("tax").course
+        course.learn_manners(Manners(Breaking(max_failures=2, max_percent=100)), 0.0)
+        assert [client.get("https://tax/").status_code for _ in range(2)] == [500, 500]
+        assert course.look(time.monotonic()).state == "open"
+        with pytest.raises(UpstreamBusyError, match="ejected") as caught:
+            client.get("https://tax/")
+    assert isinstance(caught.value, httpx.ConnectError)
+    assert isinstance(caught.value, BreakerOpenError)
+    assert caught.value.upstream == "tax.service"
+
+
+def test_a_status_to_retry_goes_to_another_instance(
+    authority: Authority, mesh: StaticMesh, driver: Driver
+) -> None:
+    """The answer of the second attempt is the answer; the first one's is not kept."""
+    bad, good = answering(b"bad", b"503 No"), answering(b"good")
+    with serving(authority, bad) as one, serving(authority, good) as other:
+        mesh.tell("tax", one.endpoint("tax"), other.endpoint("tax"))
+        retries = Retries(1, frozenset(), frozenset({503}), same=False)
+        course = mesh.watch_upstream("tax").course
+        course.learn_manners(Manners(Breaking(enforcing=0), retries=retries, budget=1.0), 0.0)
+        with driver.client(mesh) as client:
+            found = [client.get("https://tax/") for _ in range(10)]
+            assert {response.text for response in found} == {"good"}
+            assert {response.extensions["mesh"].attempts for response in found} == {1, 2}
+            posted = [client.request("POST", "https://tax/").text for _ in range(20)]
+            assert set(posted) == {"good", "bad"}
+
+
+def test_the_time_of_a_call_is_carried_and_kept(
+    authority: Authority, mesh: StaticMesh, driver: Driver
+) -> None:
+    """A call's own timeout is told to the upstream, and ends the wait for a silent one."""
+    heads: list[bytes] = []
+
+    def script(wire: Wire) -> None:
+        heads.append(wire.read_head())
+        wire.read_to_end()
+
+    with serving(authority, script) as server, driver.client(mesh) as client:
+        mesh.tell("tax", server.endpoint("tax"))
+        with pytest.raises(httpx.ReadTimeout):
+            client.get("https://tax/", extensions={"mesh": {"timeout": 0.2}})
+        with pytest.raises(MeshDeadlineError) as caught:
+            client.get("https://tax/", extensions={"mesh": {"timeout": 0.0}})
+    (head,) = heads
+    told = head.lower().partition(b"x-envoy-expected-rq-timeout-ms: ")[2].partition(b"\r\n")[0]
+    assert 0 < int(told) <= 200
+    assert isinstance(caught.value, httpx.ConnectTimeout)
+    assert isinstance(caught.value, DeadlineError)
 
 
 @pytest.mark.parametrize(

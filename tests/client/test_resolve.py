@@ -159,7 +159,7 @@ def test_an_empty_service_address_means_the_nodes() -> None:
         {"PeerName": "cluster-02"},
         {"Connect": {}},
         {"Connect": None},
-        {"Kind": "terminating-gateway", "Connect": {}},
+        {"Kind": "mesh-gateway", "Connect": {}},
         {"Kind": "ingress-gateway"},
         {"Kind": "something-new"},
     ],
@@ -168,6 +168,14 @@ def test_an_empty_service_address_means_the_nodes() -> None:
 def test_instances_that_cannot_be_called_are_left_out(service: dict[str, Any]) -> None:
     """No port, no weight, another cluster's, a gateway, or not in the mesh: left out."""
     assert [found.port for found in _read(_entry(**service), _entry(Port=1))] == [1]
+
+
+def test_a_terminating_gateway_stands_for_the_service_asked_for() -> None:
+    """It has to show the leaf of that service; a prepared query does not say which that is."""
+    entry = _entry(Kind="terminating-gateway", Connect={}, Service="gateway", Port=1)
+    (found,) = _read(entry)
+    assert (found.kind, found.expected.name) == ("gateway", "tax")
+    assert parse_query({"Nodes": [entry]}, trust_domain=TRUST_DOMAIN) == ()
 
 
 def test_a_missing_port_and_null_parts_are_read() -> None:

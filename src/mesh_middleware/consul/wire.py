@@ -89,13 +89,31 @@ def entry_question(kind: str, name: str) -> Question:
     )
 
 
-def health_question(service: str, datacenter: str | None) -> Question:
-    """Ask for the healthy instances of *service* that speak Connect."""
-    params = {"passing": "1"} | ({"dc": datacenter} if datacenter else {})
+def health_question(
+    service: str, datacenter: str | None, *, namespace: str = "default", partition: str = "default"
+) -> Question:
+    """
+    Ask for the instances of *service* that speak Connect, the critical ones included.
+
+    ``passing`` would leave out those with a warning, whose weight Consul has a setting for.
+    """
+    params = {"dc": datacenter} if datacenter else {}
+    # Only Consul Enterprise knows the two; others refuse even their defaults (reference 11).
+    params |= {"ns": namespace} if namespace != "default" else {}
+    params |= {"partition": partition} if partition != "default" else {}
     return Question(
         f"/v1/health/connect/{quote(service, safe='')}",
         f'service:read on "{service}" and node:read',
         params=params,
+    )
+
+
+def query_question(query: str, datacenter: str | None) -> Question:
+    """Ask for the instances a prepared query finds, those that speak Connect."""
+    return Question(
+        f"/v1/query/{quote(query, safe='')}/execute",
+        f'query:read on "{query}", service:read and node:read',
+        params={"connect": "true"} | ({"dc": datacenter} if datacenter else {}),
     )
 
 

@@ -15,7 +15,7 @@ from ..exceptions import ConfigError
 from ..resolve import Resolver
 from .library import httpx
 from .transport import DEFAULT_LIMITS, AsyncMeshTransport, MeshTransport
-from .upstreams import MeshLike, names_upstream
+from .upstreams import MeshLike
 
 _NOT_OURS = {
     "verify": "the mesh's roots and the upstream's SPIFFE ID are what is verified",
@@ -36,7 +36,7 @@ class Client(httpx.Client):
     Args:
         mesh: the mesh to call through; ``None`` takes this process's own, at the first request.
         resolver: tells instances instead of the agent.
-        domain: Consul's DNS domain.
+        domain: Consul's DNS domain; the mesh's setting unless given.
         http1: as httpx.
         http2: as httpx.
         limits: as httpx.
@@ -53,7 +53,7 @@ class Client(httpx.Client):
         mesh: MeshLike | None = None,
         *,
         resolver: Resolver | None = None,
-        domain: str = "consul",
+        domain: str | None = None,
         http1: bool = True,
         http2: bool = False,
         limits: httpx.Limits = DEFAULT_LIMITS,
@@ -62,16 +62,16 @@ class Client(httpx.Client):
         **options: Any,
     ) -> None:
         _refuse(options)
-        ours: httpx.BaseTransport = MeshTransport(
+        ours = MeshTransport(
             mesh, resolver=resolver, domain=domain, http1=http1, http2=http2, limits=limits
         )
         carried = {
             pattern: ordinary
             if ordinary is None or _as_mounted(pattern, ordinary)
-            else _Beside(ours, ordinary, domain)
+            else _Beside(ours, ordinary)
             for pattern, ordinary in (mounts or {}).items()
         }
-        main = ours if transport is None else _Beside(ours, transport, domain)
+        main = ours if transport is None else _Beside(ours, transport)
         super().__init__(transport=main, mounts=carried, trust_env=False, **options)
         self._ours = ours
         self._kept = _Cookies(options.get("cookies"))
@@ -107,7 +107,7 @@ class AsyncClient(httpx.AsyncClient):
     Args:
         mesh: the mesh to call through; ``None`` takes this process's own, at the first request.
         resolver: tells instances instead of the agent.
-        domain: Consul's DNS domain.
+        domain: Consul's DNS domain; the mesh's setting unless given.
         http1: as httpx.
         http2: as httpx.
         limits: as httpx.
@@ -124,7 +124,7 @@ class AsyncClient(httpx.AsyncClient):
         mesh: MeshLike | None = None,
         *,
         resolver: Resolver | None = None,
-        domain: str = "consul",
+        domain: str | None = None,
         http1: bool = True,
         http2: bool = False,
         limits: httpx.Limits = DEFAULT_LIMITS,
@@ -133,16 +133,16 @@ class AsyncClient(httpx.AsyncClient):
         **options: Any,
     ) -> None:
         _refuse(options)
-        ours: httpx.AsyncBaseTransport = AsyncMeshTransport(
+        ours = AsyncMeshTransport(
             mesh, resolver=resolver, domain=domain, http1=http1, http2=http2, limits=limits
         )
         carried = {
             pattern: ordinary
             if ordinary is None or _as_mounted(pattern, ordinary)
-            else _AsyncBeside(ours, ordinary, domain)
+            else _AsyncBeside(ours, ordinary)
             for pattern, ordinary in (mounts or {}).items()
         }
-        main = ours if transport is None else _AsyncBeside(ours, transport, domain)
+        main = ours if transport is None else _AsyncBeside(ours, transport)
         super().__init__(transport=main, mounts=carried, trust_env=False, **options)
         self._ours = ours
         self._kept = _Cookies(options.get("cookies"))
@@ -201,15 +201,12 @@ def _as_mounted(pattern: str, transport: object) -> bool:
 class _Beside(httpx.BaseTransport):
     """An ordinary transport that is kept away from names in the mesh."""
 
-    def __init__(
-        self, mesh: httpx.BaseTransport, ordinary: httpx.BaseTransport, domain: str
-    ) -> None:
+    def __init__(self, mesh: MeshTransport, ordinary: httpx.BaseTransport) -> None:
         self._mesh = mesh
         self._ordinary = ordinary
-        self._domain = domain
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        if request.url.scheme == "mesh" or names_upstream(request.url.host, self._domain):
+        if self._mesh.carries(request.url):
             return self._mesh.handle_request(request)
         return self._ordinary.handle_request(request)
 
@@ -220,15 +217,12 @@ class _Beside(httpx.BaseTransport):
 class _AsyncBeside(httpx.AsyncBaseTransport):
     """An ordinary transport that is kept away from names in the mesh."""
 
-    def __init__(
-        self, mesh: httpx.AsyncBaseTransport, ordinary: httpx.AsyncBaseTransport, domain: str
-    ) -> None:
+    def __init__(self, mesh: AsyncMeshTransport, ordinary: httpx.AsyncBaseTransport) -> None:
         self._mesh = mesh
         self._ordinary = ordinary
-        self._domain = domain
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        if request.url.scheme == "mesh" or names_upstream(request.url.host, self._domain):
+        if self._mesh.carries(request.url):
             return await self._mesh.handle_async_request(request)
         return await self._ordinary.handle_async_request(request)
 

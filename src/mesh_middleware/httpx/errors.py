@@ -12,6 +12,8 @@ import ssl
 from collections.abc import Iterator
 
 from ..exceptions import (
+    BreakerOpenError,
+    DeadlineError,
     IntentionDeniedError,
     MeshError,
     NotReadyError,
@@ -20,8 +22,8 @@ from ..exceptions import (
     PeerUnverifiedError,
     ResolveError,
 )
+from ..gate import GateError
 from ..resolve import Endpoint
-from ..tls import GateError
 from .library import httpx
 
 
@@ -64,6 +66,10 @@ class NoHealthyInstanceError(MeshConnectError, ResolveError):
     """The upstream has no instance that is healthy and in the mesh."""
 
 
+class UpstreamBusyError(NoHealthyInstanceError, BreakerOpenError):
+    """Every instance is ejected for its failures, or the upstream's limits are reached."""
+
+
 class MeshNotReadyError(MeshConnectError, NotReadyError):
     """This process has no leaf or roots yet, or was not told where the upstream lives."""
 
@@ -96,10 +102,14 @@ class MeshConnectTimeout(httpx.ConnectTimeout, MeshError):
         address: ``host:port`` that was dialled.
     """
 
-    def __init__(self, message: str, *, upstream: str, address: str) -> None:
+    def __init__(self, message: str, *, upstream: str, address: str = "") -> None:
         httpx.ConnectTimeout.__init__(self, message)
         self.upstream = upstream
         self.address = address
+
+
+class MeshDeadlineError(MeshConnectTimeout, DeadlineError):
+    """The time that this call may take was over before it was sent, or sent again."""
 
 
 class UpstreamDeniedError(httpx.HTTPStatusError, IntentionDeniedError):
@@ -116,6 +126,21 @@ class UpstreamDeniedError(httpx.HTTPStatusError, IntentionDeniedError):
         message = f"{upstream}: denied by intention or default policy, for {request.url}"
         httpx.HTTPStatusError.__init__(self, message, request=request, response=response)
         self.upstream = upstream
+
+
+def explain_refusal(error: MeshError, upstream: str) -> ConnectFailure:
+    """
+    Tell why a call was not sent, in httpx's words.
+
+    Args:
+        error: what the course said.
+        upstream: name that was called.
+    """
+    if isinstance(error, BreakerOpenError):
+        return UpstreamBusyError(str(error), upstream=upstream)
+    if isinstance(error, DeadlineError):
+        return MeshDeadlineError(str(error), upstream=upstream)
+    return NoHealthyInstanceError(str(error), upstream=upstream)
 
 
 ConnectFailure = MeshConnectError | MeshConnectTimeout

@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
-from ..exceptions import ResolveError
+from ..exceptions import MeshError
 from ..routing.calls import DEADLINE_HEADER, Attempt, Call, Outcome
 from ..routing.matching import change_headers
+from ..routing.retries import read_retry_after
 from .carrier import Answer, Patience
 from .denial import MeshInfo, MeshResponse, is_denial
 from .errors import (
     MeshConnectError,
     MeshConnectTimeout,
-    NoHealthyInstanceError,
     UpstreamMismatchError,
     UpstreamUnverifiedError,
+    explain_refusal,
 )
 from .library import httpx
 from .pool import Lane
@@ -46,6 +49,7 @@ class Journey:
     """
 
     __slots__ = (
+        "failure",
         "attempt",
         "course",
         "outgoing",
@@ -60,11 +64,12 @@ class Journey:
         self.target, self.request = target, request
         self.timeouts = request.extensions.get("timeout") or {}
         self.outgoing = outgoing = Outgoing(request)
-        call = Call(outgoing.method, outgoing.target, outgoing.fields, outgoing.stream is None)
         self.course = target.course()
+        call = _call(outgoing, request.extensions.get("mesh") or {})
         self.trip = self.course.begin(call, time.monotonic(), random.random())
         self.attempt: Attempt
         self.patience: Patience
+        self.failure: BaseException | None = None
 
     def depart(self) -> None:
         """
@@ -77,9 +82,12 @@ class Journey:
         now = time.monotonic()
         try:
             attempt = self.trip.next(now, random.random())
-        except ResolveError as error:
+        except MeshError as error:
             self.end()
-            raise NoHealthyInstanceError(str(error), upstream=self.target.name) from error
+            if self.failure is not None:
+                # What happened says more than that there is no other way left.
+                raise self.failure from None
+            raise explain_refusal(error, self.target.name) from error
         self.attempt = attempt
         self._address(attempt)
         self.patience = Patience.of(self.timeouts, attempt, now)
@@ -113,6 +121,7 @@ class Journey:
         if pause is None or not self._may_go_again(outcome.sent):
             self.end()
             return None
+        self.failure = error
         return pause
 
     def heard(self, response: MeshResponse) -> float | None:
@@ -122,8 +131,12 @@ class Journey:
         Returns:
             Seconds until the next attempt; ``None`` when this is the answer.
         """
+        status, wait = response.status_code, None
+        if status >= 400 and "retry-after" in response.headers:
+            wait = read_retry_after(response.headers["retry-after"], datetime.now(UTC))
         denied = response.extensions["mesh"].denied
-        pause = self._tell(Outcome("answer", response.status_code, denied), None)
+        pause = self._tell(Outcome("answer", status, denied, wait), None)
+        self.failure = None
         return pause if pause is not None and self._may_go_again(True) else None
 
     def arrive(self, response: MeshResponse, answer: Answer) -> MeshResponse:
@@ -184,6 +197,20 @@ def mark(response: MeshResponse, body: bytes) -> None:
         response.extensions["mesh"] = MeshInfo(
             info.upstream, info.instance, info.attempts, info.split, denied=True
         )
+
+
+def _call(outgoing: Outgoing, wishes: Mapping[str, Any]) -> Call:
+    # ``extensions={"mesh": {"timeout": seconds, "key": text, "source": address}}``
+    timeout = wishes.get("timeout")
+    return Call(
+        outgoing.method,
+        outgoing.target,
+        outgoing.fields,
+        outgoing.stream is None,
+        None if timeout is None else time.monotonic() + timeout,
+        wishes.get("key"),
+        wishes.get("source"),
+    )
 
 
 def _outcome(error: BaseException, sent: bool) -> Outcome:

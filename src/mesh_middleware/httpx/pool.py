@@ -22,9 +22,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
+from ..gate import peer_of
 from ..identity import ServiceId
 from ..resolve import Endpoint
-from ..tls import peer_of
 from .library import httpx
 from .upstreams import MeshLike, sni
 

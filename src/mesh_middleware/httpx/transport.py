@@ -42,7 +42,7 @@ class MeshTransport(httpx.BaseTransport):
     Args:
         mesh: the mesh to call through; ``None`` takes this process's own, at the first request.
         resolver: tells instances instead of the agent.
-        domain: Consul's DNS domain.
+        domain: Consul's DNS domain; the mesh's setting unless given.
         http1: as httpx.
         http2: whether HTTP/2 may be spoken; needs the ``h2`` package, as in httpx.
         limits: as httpx.
@@ -56,7 +56,7 @@ class MeshTransport(httpx.BaseTransport):
         mesh: MeshLike | None = None,
         *,
         resolver: Resolver | None = None,
-        domain: str = "consul",
+        domain: str | None = None,
         http1: bool = True,
         http2: bool = False,
         limits: httpx.Limits = DEFAULT_LIMITS,
@@ -96,6 +96,10 @@ class MeshTransport(httpx.BaseTransport):
             if pause:
                 time.sleep(pause)
 
+    def carries(self, url: httpx.URL) -> bool:
+        """Whether *url* names something in the mesh, so that nothing else may carry it."""
+        return self._targets.name(url)
+
     def _carry(self) -> SyncCarrier | StockCarrier:
         if self._carrier is None:
             mesh, options = self._targets.mesh, self._options
@@ -134,7 +138,7 @@ class AsyncMeshTransport(httpx.AsyncBaseTransport):
     Args:
         mesh: the mesh to call through; ``None`` takes this process's own, at the first request.
         resolver: tells instances instead of the agent.
-        domain: Consul's DNS domain.
+        domain: Consul's DNS domain; the mesh's setting unless given.
         http1: as httpx.
         http2: whether HTTP/2 may be spoken; needs the ``h2`` package, as in httpx.
         limits: as httpx.
@@ -145,7 +149,7 @@ class AsyncMeshTransport(httpx.AsyncBaseTransport):
         mesh: MeshLike | None = None,
         *,
         resolver: Resolver | None = None,
-        domain: str = "consul",
+        domain: str | None = None,
         http1: bool = True,
         http2: bool = False,
         limits: httpx.Limits = DEFAULT_LIMITS,
@@ -186,6 +190,10 @@ class AsyncMeshTransport(httpx.AsyncBaseTransport):
                 await response.aclose()
             if pause:
                 await anyio.sleep(pause)
+
+    def carries(self, url: httpx.URL) -> bool:
+        """Whether *url* names something in the mesh, so that nothing else may carry it."""
+        return self._targets.name(url)
 
     def _carry(self) -> AsyncCarrier | AsyncStockCarrier:
         if not self._options["http2"] and _on_asyncio():

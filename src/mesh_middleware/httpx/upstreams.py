@@ -8,16 +8,21 @@ nothing itself.
 
 from __future__ import annotations
 
+import os
 import ssl
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from ..exceptions import AgentError, MeshError, NotReadyError, ResolveError
 from ..identity import ServiceId
-from ..resolve import Endpoint, Resolver, Upstream, parse_upstream
-from .courses import CourseLike, PlainCourse
+from ..resolve import Endpoint, Resolver, Upstream, UpstreamKind, parse_upstream
+from ..routing.course import Course
+from ..routing.instances import Instance
+from .courses import CourseLike
 from .denial import MeshInfo
 from .errors import MeshConnectError, MeshNotReadyError, NoHealthyInstanceError, UpstreamNameError
+from .library import httpx
 
 PATIENCE = 30.0
 """Longest wait, in seconds, for the mesh to be joined or an upstream to be told, where the caller
@@ -25,7 +30,17 @@ set no connect timeout."""
 
 
 class WatchLike(Protocol):
-    """A blocking query on one upstream: `mesh_middleware.mesh.UpstreamWatch`."""
+    """A blocking query on one upstream: `mesh_middleware.upstreams.UpstreamWatch`."""
+
+    @property
+    def course(self) -> CourseLike:
+        """Which instance a call goes to."""
+        ...
+
+    @property
+    def why(self) -> str:
+        """What is in the way, where there is no instance or no answer."""
+        ...
 
     @property
     def endpoints(self) -> Sequence[Endpoint] | None:
@@ -58,7 +73,20 @@ class MeshLike(Protocol):
         """A live context whose handshakes only succeed with *expected*."""
         ...
 
-    def watch_upstream(self, name: str, datacenter: str | None = None) -> WatchLike:
+    @property
+    def settings(self) -> Any:
+        """Settings: only ``domain`` is asked here."""
+        ...
+
+    def watch_upstream(
+        self,
+        name: str,
+        datacenter: str | None = None,
+        *,
+        namespace: str = "default",
+        partition: str = "default",
+        kind: UpstreamKind = "service",
+    ) -> WatchLike:
         """Start, or find, the blocking query on *name*."""
         ...
 
@@ -94,7 +122,8 @@ class Target:
         """The last answer's, for the next from the same instance."""
         self._mesh = mesh
         self._resolver = resolver
-        self._plain = PlainCourse(self.name)
+        self._course = Course(upstream.name, upstream.datacenter)
+        self._told: tuple[Endpoint, ...] | None = None
         self._watch: WatchLike | None = None
         if resolver is None:
             self._watch = _watch(mesh, upstream)
@@ -123,33 +152,30 @@ class Target:
 
         Raises:
             MeshNotReadyError: no leaf or roots, or no answer about this upstream, yet.
-            NoHealthyInstanceError: there is no instance to dial.
+            NoHealthyInstanceError: the resolver knows no such upstream.
         """
         if not self._mesh.snapshot.joined:
             raise MeshNotReadyError(
                 f"{self.name}: this process has no leaf or roots yet", upstream=self.name
             )
-        if self._watch is not None:
-            found = self._watch.endpoints
-            if found is None:
-                raise MeshNotReadyError(
-                    f"{self.name}: the agent did not tell its instances yet", upstream=self.name
-                )
-        else:
-            found = self._resolve()
-        if not found:
-            raise NoHealthyInstanceError(
-                f"{self.name}: no healthy instance in the mesh", upstream=self.name
+        if self._watch is None:
+            return self._resolved()
+        if self._watch.endpoints is None:
+            raise MeshNotReadyError(
+                f"{self.name}: its instances are not known: {self._watch.why}", upstream=self.name
             )
-        self._plain.endpoints = found
-        return self._plain
+        return self._watch.course
 
-    def _resolve(self) -> Sequence[Endpoint]:
+    def _resolved(self) -> CourseLike:
         assert self._resolver is not None
         try:
-            return tuple(self._resolver.resolve(self.upstream))
+            found = tuple(self._resolver.resolve(self.upstream))
         except ResolveError as error:
             raise NoHealthyInstanceError(str(error), upstream=self.name) from error
+        if found != self._told:
+            self._told, course = found, self._course
+            course.learn_instances(course.place, tuple(map(Instance, found)), time.monotonic())
+        return self._course
 
 
 class Targets:
@@ -159,10 +185,12 @@ class Targets:
     Args:
         mesh: joined by this process; ``None`` finds the process's own at the first call.
         resolver: tells instances instead of the mesh's blocking queries.
-        domain: Consul's DNS domain.
+        domain: Consul's DNS domain; ``None`` takes the mesh's setting.
     """
 
-    def __init__(self, mesh: MeshLike | None, resolver: Resolver | None, domain: str) -> None:
+    def __init__(
+        self, mesh: MeshLike | None, resolver: Resolver | None, domain: str | None
+    ) -> None:
         self._mesh = mesh
         self._resolver = resolver
         self._domain = domain
@@ -175,6 +203,11 @@ class Targets:
             self._mesh = default_mesh()
         return self._mesh
 
+    def name(self, url: httpx.URL) -> bool:
+        """Whether *url* is of the mesh; asked without starting one."""
+        domain = self._domain or known_domain(self._mesh)
+        return bool(url.scheme == "mesh") or names_upstream(url.host, domain)
+
     def find(self, host: str) -> Target:
         """
         Look up the upstream that *host* names.
@@ -186,7 +219,7 @@ class Targets:
         target = self._found.get(host)
         if target is None:
             try:
-                upstream = parse_upstream(host, domain=self._domain)
+                upstream = parse_upstream(host, domain=self._domain or self.mesh.settings.domain)
             except ResolveError as error:
                 raise UpstreamNameError(str(error), upstream=host) from error
             # Two threads may both come here; watching is idempotent, and either value will do.
@@ -195,19 +228,25 @@ class Targets:
 
 
 def _watch(mesh: MeshLike, upstream: Upstream) -> WatchLike:
-    if upstream.kind == "query":
-        raise UpstreamNameError(
-            f"{upstream}: prepared queries are not offered yet", upstream=str(upstream)
-        )
-    if (upstream.namespace, upstream.partition) != ("default", "default"):
-        raise UpstreamNameError(
-            f"{upstream}: other namespaces and partitions are not offered yet",
-            upstream=str(upstream),
-        )
     try:
-        return mesh.watch_upstream(upstream.name, upstream.datacenter)
+        return mesh.watch_upstream(
+            upstream.name,
+            upstream.datacenter,
+            namespace=upstream.namespace,
+            partition=upstream.partition,
+            kind=upstream.kind,
+        )
     except MeshError as error:
         raise MeshConnectError(str(error), upstream=str(upstream)) from error
+
+
+def known_domain(mesh: MeshLike | None) -> str:
+    """Tell Consul's DNS domain: the mesh's, the process's own mesh's, or the environment's."""
+    from ..config import DEFAULT_DOMAIN
+    from ..mesh import running_mesh
+
+    found = mesh or running_mesh()
+    return found.settings.domain if found else os.environ.get("MESH_DOMAIN") or DEFAULT_DOMAIN
 
 
 def names_upstream(host: str, domain: str) -> bool:
