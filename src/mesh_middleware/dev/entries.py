@@ -14,6 +14,7 @@ import json
 from typing import Any
 
 from . import intentions
+from .chains import compile_chain
 from .decode import decode_entry, without_empty
 from .http import Refusal
 from .schemas import ENTRIES
@@ -201,20 +202,20 @@ def _intentions_fit(entries: ConfigEntries, entry: Entry) -> None:
 
 
 def _splitter_fits(entries: ConfigEntries, entry: Entry) -> None:
+    total = sum(split.get("Weight") or 0 for split in entry.get("Splits", []))
+    if abs(total - 100) >= 0.01:
+        raise Refusal(500, f"the sum of all split weights must be 100, not {total:f}")
     _http_like(entries, entry)
-    for split in entry.get("Splits", []):
-        _subset_stands(
-            entries, split.get("Service") or entry["Name"], split.get("ServiceSubset", "")
-        )
+    _chain_stands(entries, entry)
 
 
 def _router_fits(entries: ConfigEntries, entry: Entry) -> None:
     _http_like(entries, entry)
-    for route in entry.get("Routes", []):
-        target = route.get("Destination") or {}
-        _subset_stands(
-            entries, target.get("Service") or entry["Name"], target.get("ServiceSubset", "")
-        )
+    _chain_stands(entries, entry)
+
+
+def _chain_stands(entries: ConfigEntries, entry: Entry) -> None:
+    compile_chain(entry["Name"], "dc1", "", entries.get, entries.protocol)
 
 
 def _http_like(entries: ConfigEntries, entry: Entry) -> None:
@@ -226,16 +227,9 @@ def _http_like(entries: ConfigEntries, entry: Entry) -> None:
         )  # fmt: skip
 
 
-def _subset_stands(entries: ConfigEntries, service: str, subset: str) -> None:
-    resolver = entries.get("service-resolver", service) or {}
-    if subset and subset not in resolver.get("Subsets", {}):
-        raise Refusal(
-            500, f"service {json.dumps(service)} does not have a subset named {json.dumps(subset)}"
-        )  # fmt: skip
-
-
 _GRAPH_RULES = {
     "service-intentions": _intentions_fit,
     "service-splitter": _splitter_fits,
     "service-router": _router_fits,
+    "service-resolver": _chain_stands,
 }

@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any
 
 from . import schemas
+from .chains import compile_chain
 from .decode import decode_body
 from .definitions import Service
 from .entries import check_kind, read_entry
@@ -296,28 +297,11 @@ def _chain_topics(call: Call) -> tuple[str, ...]:
 
 
 def discovery_chain(call: Call) -> Answer:
-    """``GET /v1/discovery-chain/:service``: the default chain; routers and splitters are ours not
-    to compile."""
+    """``GET /v1/discovery-chain/:service``: unknown services have the default chain."""
     state, name = call.state, call.args[0]
     call.rights.require("service:read", name)
-    datacenter = state.options.datacenter
-    target = f"{name}.default.{datacenter}"
-    sni = f"{target}.internal.{state.ca.trust_domain}"
-    chain = {
-        "ServiceName": name, "Namespace": "default", "Datacenter": datacenter,
-        "Protocol": state.entries.protocol(name), "StartNode": f"resolver:{target}",
-        "Nodes": {
-            f"resolver:{target}": {
-                "Type": "resolver", "Name": target,
-                "Resolver": {"ConnectTimeout": "5s", "Default": True, "Target": target},
-            }
-        },
-        "Targets": {
-            target: {
-                "ID": target, "Service": name, "Namespace": "default", "Datacenter": datacenter,
-                "MeshGateway": {}, "Subset": {}, "SNI": sni, "Name": sni,
-            }
-        },
-    }  # fmt: skip
+    datacenter = call.request.first("compile-dc") or state.options.datacenter
+    domain = state.ca.trust_domain
+    chain = compile_chain(name, datacenter, domain, state.entries.get, state.entries.protocol)
     index = state.index.of(*_chain_topics(call))
     return Answer({"Chain": chain}, index=index, consistent=True)
