@@ -18,13 +18,15 @@ def test_every_metric_is_written_once_with_type_and_help() -> None:
     mesh = Mesh("tax")
     mesh.counts[Reason.NO_PEER] = 2
     mesh.counts[Reason.INTENTION_ALLOW] = 1
+    mesh.shadowed[Reason.DEFAULT_DENY] = 3
     mesh._belief.note("leaf_rejected", "expired")
     lines = render_metrics(mesh.status()).splitlines()
     samples = [found for line in lines if (found := LINE.fullmatch(line))]
     assert len(samples) + 2 * len(METRICS) == len(lines)
     assert {found[1] for found in samples} == set(METRICS)
     decisions = {found[3]: found[4] for found in samples if found[3]}
-    assert decisions == {"no_peer": "2", "intention_allow": "1", "leaf_rejected": "1"}
+    counts = {"no_peer": "2", "intention_allow": "1", "default_deny": "3", "leaf_rejected": "1"}
+    assert decisions == counts
 
 
 def test_service_name_is_quoted() -> None:

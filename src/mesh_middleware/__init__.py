@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .asgi import MeshAuthz
     from .certificates import Peer
     from .doors import Caller
-    from .flask import MeshNative, mesh_peer
+    from .flask import MeshNative, mesh_caller, mesh_peer
     from .httpx import AsyncClient, AsyncMeshTransport, Client, MeshTransport
     from .identity import ServiceId, SpiffeId, parse_spiffe_id
     from .intentions import Decision, Reason
@@ -40,6 +40,7 @@ _HOMES = {
     "SpiffeId": "identity",
     "default_mesh": "mesh",
     "hookimpl": "plugins",
+    "mesh_caller": "flask",
     "mesh_peer": "flask",
     "parse_spiffe_id": "identity",
 }
@@ -61,6 +62,7 @@ __all__ = [
     "SpiffeId",
     "default_mesh",
     "hookimpl",
+    "mesh_caller",
     "mesh_peer",
     "parse_spiffe_id",
 ]

@@ -17,10 +17,10 @@ from .answers import refusal
 from .certificates import Peer
 from .config import Mode
 from .doors import Door
+from .gate import current_peer
 from .intentions import AsgiFacts, Decision
 from .live import Ended, LiveRequests
 from .mesh import Mesh
-from .tls import current_peer
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -45,7 +45,7 @@ class MeshAuthz:
         mesh: judges; the process's own mesh unless given.
         exempt: canonical paths that anyone may call, besides the configured ones.
         mode: ``shadow`` lets every identified or plaintext request pass and logs the denial.
-        shadow: canonical path prefixes for which the mode is ``shadow``.
+        shadow: canonical paths at and below which the mode is ``shadow``.
     """
 
     def __init__(

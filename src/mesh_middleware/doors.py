@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from .certificates import Peer
 from .config import Mode
@@ -44,6 +45,11 @@ class Caller:
     decision: Decision
     mesh: Mesh | None
 
+    @property
+    def claims(self) -> Mapping[str, Mapping[str, Any]]:
+        """Verified token claims by jwt-provider; empty where no token was demanded."""
+        return self.decision.claims or {}
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -72,7 +78,7 @@ class Door:
         mesh: judges; the process's own mesh unless given.
         exempt: canonical paths that anyone may call, besides the configured ones; exact.
         mode: overrides the setting of the mesh.
-        shadow: canonical path prefixes whose denials are only logged.
+        shadow: canonical paths; denials there and below are only logged.
         plaintext_hint: tells why this server is plain, for the log.
 
     Raises:
@@ -112,12 +118,14 @@ class Door:
                 if settled is not None:
                     return settled
             assert mesh is not None
+            if self._shadow or (self._mode or mesh.settings.mode) == "shadow":
+                return self._judge_in_shadow(mesh, peer, facts)
             found = mesh.decide(peer, facts)
             if found.allowed:
                 return self._pass(peer, found, mesh)
             if peer is None:
                 self._tell_plain(peer)
-            return Verdict(self._in_shadow(mesh, facts, found), Caller(peer, found, mesh))
+            return Verdict(False, Caller(peer, found, mesh))
         except Exception:
             _log.exception("judging failed; the request is denied")
             return Verdict(False, Caller(peer, _ERROR, mesh))
@@ -154,13 +162,22 @@ class Door:
             return False
         return path in self._exempt or (mesh is not None and path in mesh.settings.exempt)
 
+    def _judge_in_shadow(self, mesh: Mesh, peer: Peer | None, facts: RequestFacts) -> Verdict:
+        found = mesh.decide(peer, facts, lambda denial: self._in_shadow(mesh, facts, denial))
+        passes = found.allowed or self._in_shadow(mesh, facts, found)
+        if not passes:
+            self._tell_plain(peer)
+        return Verdict(passes, Caller(peer, found, mesh))
+
     def _in_shadow(self, mesh: Mesh, facts: RequestFacts, found: Decision) -> bool:
         if found.status != 403:
             return False
         if (self._mode or mesh.settings.mode) == "shadow":
             return True
         path = plain_path(facts) if self._shadow else None
-        return path is not None and path.startswith(self._shadow)
+        return path is not None and any(
+            path == prefix or path.startswith(prefix.rstrip("/") + "/") for prefix in self._shadow
+        )
 
     def _tell_plain(self, peer: Peer | None) -> None:
         if peer is None and not self._told_plain:

@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any
 
 import httpx
@@ -38,6 +38,8 @@ UNKNOWN_EVERY = 60.0
 FIRST_RETRY = 1.0
 LAST_RETRY = 60.0
 """Seconds between attempts to read keys that cannot be read, first and longest, before jitter."""
+PREPARE = 1.0
+"""Seconds the first intentions wait for providers and keys, so that a start denies nobody."""
 REFRESH_EVERY = 10.0
 """Seconds between early readings of keys, which any caller with a bad token can ask for."""
 
@@ -68,7 +70,7 @@ class EntryWatch:
         spawn: Spawn,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self.told = asyncio.Event()
+        self.told, self._changed = asyncio.Event(), asyncio.Event()
         self._client, self._follower = client, follower
         self._publish_it, self._note, self._spawn = publish, note, spawn
         self._transport = transport
@@ -127,6 +129,19 @@ class EntryWatch:
         if dropped and self.told.is_set():
             self._publish()
 
+    async def prepare(self, intentions: tuple[Intention, ...]) -> None:
+        """Have the providers and keys that *intentions* demand, if they come within `PREPARE`."""
+        self.want(intentions)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(PREPARE):
+                while not self._prepared(set(_providers(intentions))):
+                    self._changed.clear()
+                    await self._changed.wait()
+
+    def _prepared(self, names: set[str]) -> bool:
+        known = all(f"{PROVIDER} {name}" in self._entries for name in names)
+        return known and all(name in self._keys for name in self._fetches)
+
     def refresh_keys(self) -> None:
         """A token is signed by no key we know: read the keys again soon. From any thread."""
         if self._loop is not None and self._fetches and not self._loop.is_closed():
@@ -176,10 +191,10 @@ class EntryWatch:
 
     def _publish(self) -> None:
         found = parse_conditions(self._entries, self._keys)
+        if self._drop_keys(found.sources):
+            found = parse_conditions(self._entries, self._keys)
         for name, flaw in found.unread.items():
             self._note("jwt_provider_unread", f"{name}: {flaw}")
-        for name in set(self._fetches) - set(found.sources):
-            self._fetches.pop(name).task.cancel()
         if self._loop is not None:
             for name, source in found.sources.items():
                 self._fetch(name, source)
@@ -188,17 +203,23 @@ class EntryWatch:
             "keys": {name: keys.text for name, keys in self._keys.items()},
         }
         self._publish_it(found.conditions, kept)
+        self._changed.set()
+
+    def _drop_keys(self, sources: Mapping[str, KeySource]) -> bool:
+        """Forget keys of another address: they vouch for nothing. Tells whether there were any."""
+        dropped = False
+        for name, fetch in list(self._fetches.items()):
+            if sources.get(name) != fetch.source:
+                fetch.task.cancel()
+                del self._fetches[name]
+                dropped = self._keys.pop(name, None) is not None or dropped
+        return dropped
 
     # -- keys ----------------------------------------------------------------------------------
 
     def _fetch(self, name: str, source: KeySource) -> None:
-        known = self._fetches.get(name)
-        if known is not None and known.source == source:
+        if name in self._fetches:
             return
-        if known is not None:
-            # Another address, another issuer perhaps: its old keys vouch for nothing.
-            known.task.cancel()
-            self._keys.pop(name, None)
         early = asyncio.Event()
         task = self._spawn(self._keep_keys(name, source, early))
         self._fetches[name] = _Fetch(source, early, task)

@@ -1,7 +1,8 @@
 """
 The door of Flask applications: an extension on top of the WSGI door.
 
-Owns `MeshNative` and the `mesh_peer` proxy. ``app.config["MESH_*"]`` names any setting.
+Owns `MeshNative` and the proxies `mesh_peer` and `mesh_caller`. ``app.config["MESH_*"]`` names any
+setting.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class MeshNative:
         mesh: judges; the process's own mesh unless given.
         exempt: canonical paths that anyone may call, besides ``MESH_EXEMPT``.
         mode: ``shadow`` lets every request pass and logs the denial.
-        shadow: canonical path prefixes for which the mode is ``shadow``.
+        shadow: canonical paths at and below which the mode is ``shadow``.
     """
 
     def __init__(
@@ -103,6 +104,9 @@ def _current_peer() -> Peer:
         raise RuntimeError("this path is exempt: the request has no mesh identity")
     return peer
 
+
+mesh_caller: Caller = LocalProxy(_caller)  # type: ignore[assignment]
+"""What the mesh knows of the present request: peer, decision, verified token claims."""
 
 mesh_peer: Peer = LocalProxy(_current_peer)  # type: ignore[assignment]
 """The peer that sent the present request: ``mesh_peer.id.name``."""

@@ -80,6 +80,7 @@ class Mesh:
             raise ConfigError("give settings, or a service name and options, not both")
         self.settings = settings or load_settings({"service": service, **options})
         self.counts: dict[Reason, int] = {}
+        self.shadowed: dict[Reason, int] = {}
         self._transport = transport
         self._plugins = Plugins(plugins, installed=self.settings.plugins)
         self._clock = clock
@@ -205,7 +206,7 @@ class Mesh:
         this process), ``troubles`` (what the agent does not answer, and why),
         ``clock_skew_seconds`` (our clock against the agent's), ``notes`` (answers not simply
         taken), ``events`` (count per code of notes and troubles), ``decisions`` (count per reason),
-        ``plugins``.
+        ``shadowed`` (those denied, and let through in shadow mode), ``plugins``.
         """
         snapshot, watcher = self._belief.snapshot, self._watcher
         leaf, roots = snapshot.leaf, snapshot.roots
@@ -233,6 +234,7 @@ class Mesh:
             "notes": [[at.isoformat(), code, text] for at, code, text in self._belief.notes],
             "events": dict(self._belief.events),
             "decisions": {str(reason): count for reason, count in self.counts.items()},
+            "shadowed": {str(reason): count for reason, count in self.shadowed.items()},
             "plugins": self._plugins.names(),
         }
 
@@ -340,13 +342,19 @@ class Mesh:
 
     # -- verdicts ------------------------------------------------------------------------------
 
-    def decide(self, peer: Peer | None, facts: RequestFacts) -> Decision:
+    def decide(
+        self,
+        peer: Peer | None,
+        facts: RequestFacts,
+        shadow: Callable[[Decision], bool] | None = None,
+    ) -> Decision:
         """
         Judge one request. Waits for nothing.
 
         Args:
             peer: who sent it, from the connection that carried it; ``None`` without an identity.
             facts: the request.
+            shadow: tells of a denial whether the request passes all the same, for the books.
 
         Returns:
             The verdict with its reason; also counted, logged and told to plugins.
@@ -371,7 +379,7 @@ class Mesh:
         counts, reason = self.counts, verdict.reason
         counts[reason] = counts.get(reason, 0) + 1
         if not verdict.allowed:
-            self._denied(verdict, peer)
+            self._denied(verdict, peer, shadow is not None and shadow(verdict))
         if self._plugins.watches_decisions:
             self._plugins.decision(verdict, peer.id if peer else None, facts)
         return verdict
@@ -383,7 +391,14 @@ class Mesh:
             _log.exception("a plugin failed in mesh_restrict; the request is denied")
             return _PLUGIN_FAILED
 
-    def _log_denial(self, verdict: Decision, peer: Peer | None) -> None:
+    def _denied(self, verdict: Decision, peer: Peer | None, shadowed: bool) -> None:
+        if shadowed:
+            self.shadowed[verdict.reason] = self.shadowed.get(verdict.reason, 0) + 1
+        self._log_denial(verdict, peer, "would deny" if shadowed else "denied")
+        if self._watcher is not None and Reason.JWT_INVALID in (verdict.reason, verdict.detail):
+            self._watcher.refresh_keys()
+
+    def _log_denial(self, verdict: Decision, peer: Peer | None, what: str) -> None:
         source = peer.id.uri if peer else "nobody"
         kind = (source, verdict.reason)
         first = kind not in self._told and len(self._told) < MAX_TOLD

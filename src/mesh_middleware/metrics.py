@@ -25,6 +25,7 @@ METRICS = {
     "mesh_clock_skew_seconds": ("gauge", "Our clock minus the agent's."),
     "mesh_events_total": ("counter", "Notes and troubles with the agent, per code."),
     "mesh_decisions_total": ("counter", "Requests judged, per reason."),
+    "mesh_shadowed_total": ("counter", "Requests denied, and let through in shadow mode."),
 }
 """Every metric: its type and what it says."""
 
@@ -32,6 +33,7 @@ METRICS = {
 _COUNTED = {
     "mesh_events_total": ("events", "code"),
     "mesh_decisions_total": ("decisions", "reason"),
+    "mesh_shadowed_total": ("shadowed", "reason"),
 }
 
 

@@ -258,6 +258,8 @@ class Watcher:
 
         async def take(answer: Answer, regressed: bool) -> None:
             self._after_regress(regressed)
+            if self._belief.snapshot.intentions is None:
+                await self._entries.prepare(self._parse_intentions(answer))
             while not self._take_intentions(answer, regressed):
                 await asyncio.sleep(SECOND_LOOK)
                 answer, regressed = await self._client.ask(question), True

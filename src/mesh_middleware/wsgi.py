@@ -15,9 +15,9 @@ from typing import Any
 from .answers import refusal
 from .config import Mode
 from .doors import Door
+from .gate import current_peer
 from .intentions import WsgiFacts
 from .mesh import Mesh
-from .tls import current_peer
 
 Environ = dict[str, Any]
 StartResponse = Callable[..., Any]
@@ -36,7 +36,7 @@ class MeshAuthzWSGI:
         mesh: judges; the process's own mesh unless given.
         exempt: canonical paths that anyone may call, besides the configured ones.
         mode: ``shadow`` lets every request pass and logs the denial.
-        shadow: canonical path prefixes for which the mode is ``shadow``.
+        shadow: canonical paths at and below which the mode is ``shadow``.
 
     Raises:
         SystemExit: Hypercorn's trio worker imports the application; it cannot run WSGI.
