@@ -85,7 +85,7 @@ class Mesh:
         self._plugins = Plugins(plugins, installed=self.settings.plugins)
         self._clock = clock
         self._lock = threading.Lock()
-        self._told: set[tuple[str, Reason]] = set()
+        self._told: set[tuple[str, str, Reason]] = set()
         self._listeners: list[Callable[[], Callable[[], None] | None]] = []
         self._reset()
         _meshes.add(self)
@@ -431,11 +431,6 @@ class Mesh:
                 continue
             try:
                 told()
-    def _denied(self, verdict: Decision, peer: Peer | None) -> None:
-        self._log_denial(verdict, peer)
-        if self._watcher is not None and Reason.JWT_INVALID in (verdict.reason, verdict.detail):
-            self._watcher.refresh_keys()
-
             except Exception:
                 _log.exception("a listener failed after a change")
 
