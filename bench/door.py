@@ -21,7 +21,7 @@ import uvloop
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from mesh_middleware import Mesh, MeshAuthz, MeshAuthzWSGI, Peer, tls
+from mesh_middleware import Mesh, MeshAuthz, MeshAuthzWSGI, Peer, gate
 from mesh_middleware.certificates import read_peer
 from mesh_middleware.config import load_settings
 from mesh_middleware.mesh import set_default_mesh
@@ -171,7 +171,7 @@ async def _added(
     peer: Peer, apps: tuple[Any, Any], drive: Drive, requests: Iterator[Request], chunks: int
 ) -> list[float]:
     # What Hypercorn's own question for the protocol does in the task of a connection.
-    tls._peer.set(peer)
+    gate._peer.set(peer)
     taken = []
     for number in range(chunks + 1):
         cost = {}

@@ -15,12 +15,18 @@ import mesh_middleware
 ROOT = Path(mesh_middleware.__file__).parent
 
 LAYERS = [
-    "exceptions identity intentions certificates snapshot",  # values and rules
-    "config consul.wire consul.watch consul.intentions consul.entries",  # shapes
-    "consul.client consul.defaults consul.lookout tls standing resolve routing keepsake jwks",  # edges
-    "mesh plugins hookspecs belief entries following registration upstreams watcher metrics",  # the heart
-    "asgi wsgi flask httpx servers doors answers live",  # doors, and what they share
-    "cli dev pytest_plugin",  # commands
+    # values and rules
+    "exceptions identity intentions certificates snapshot",
+    # shapes
+    "config consul.wire consul.watch consul.intentions consul.entries",
+    # edges
+    "consul.client consul.defaults consul.lookout tls gate standing resolve routing keepsake jwks",
+    # the heart
+    "mesh plugins hookspecs belief entries following registration upstreams watcher metrics",
+    # doors, and what they share
+    "asgi wsgi flask httpx servers doors answers live",
+    # commands
+    "cli dev pytest_plugin",
 ]
 LAYER = {name: number for number, line in enumerate(LAYERS) for name in line.split()}
 PURE = {name for name, number in LAYER.items() if number <= 1} - {"config"}

@@ -22,16 +22,9 @@ from cryptography import x509
 from mesh_middleware import tls
 from mesh_middleware.certificates import KeyPair, Roots
 from mesh_middleware.exceptions import CertificateError, PeerMismatchError
+from mesh_middleware.gate import GateError, current_peer, peer_of
 from mesh_middleware.identity import GatewayId, ServiceId, parse_service_id
-from mesh_middleware.tls import (
-    GateError,
-    Generation,
-    LiveContext,
-    client_context,
-    current_peer,
-    peer_of,
-    server_context,
-)
+from mesh_middleware.tls import Generation, LiveContext, client_context, server_context
 
 from .support.certs import (
     HOUR,

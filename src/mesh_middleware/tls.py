@@ -1,48 +1,37 @@
 """
 TLS contexts that live: each connection gets the newest leaf and exactly the newest roots.
 
-Owns the live contexts, the gate in the handshake, and the peer bound to the connection that
-carries a request. Knows nothing of intentions.
+Owns the live contexts, and what the gate in the handshake demands. Knows nothing of intentions.
 
 Theory. A context handed to a server or a client library cannot be changed safely: OpenSSL only
 adds roots to a context, and can keep serving an old key. So what is handed out is a facade
-(`LiveServerContext`, `LiveClientContext`) whose ``wrap_bio`` and ``wrap_socket`` pass each
+(`LiveContext`) whose ``wrap_bio`` and ``wrap_socket`` pass each
 connection to the ordinary context of the newest generation. Before there is a leaf they pass it to
 an empty context, which fails the handshake: raising there would kill Hypercorn's trio server.
 
-The gate runs inside ``do_handshake``, after OpenSSL has verified the chain, and demands one
-readable SPIFFE ID, the usages of a leaf, validity by our clock, and our trust domain. OpenSSL
-would also shake hands by itself in the first read or write: those are refused until the gate is
-passed.
+The gate demands one readable SPIFFE ID, the usages of a leaf, validity by our clock, and our trust
+domain; `gate` holds the connections that ask it.
 
-The binding. The peer belongs to the connection's TLS object. Servers hide that object from the
-application, but Hypercorn asks it for ``selected_alpn_protocol()`` in the connection's own task,
-before any request: there, and nowhere else, the peer is put into a context variable, which the
-request's tasks inherit. Binding in ``do_handshake`` instead would be wrong: under uvloop the
-callbacks of different connections can share one context.
-
-Source: SPIFFE X509-SVID 5; design 4.1 to 4.3.
+Source: SPIFFE X509-SVID 5; design 4.1 and 4.2.
 """
 
 from __future__ import annotations
 
-import asyncio
 import math
 import os
 import socket
 import ssl
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from datetime import datetime
 from typing import Any
 
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from .certificates import KeyPair, Peer, Role, Roots, load_certificates, read_peer, utc_now
+from .certificates import KeyPair, Peer, Role, Roots, load_certificates, read_peer
 from .exceptions import CertificateError, PeerMismatchError
+from .gate import Gate, GatedObject, GatedSocket, GateError
 from .identity import ServiceId, SpiffeId
 from .standing import Standing
 
@@ -55,156 +44,9 @@ SERVER_ALPN = ("h2", "http/1.1")
 KNOWN_PEERS = 1024
 """Certificates remembered per generation, so that a peer that returns is not parsed again."""
 
-Gate = Callable[[bytes | None], Peer]
-"""Takes the peer's certificate in DER, returns who it is or raises `ssl.SSLError`."""
-
 _SERVER: Role = "server"
 _CLIENT: Role = "client"
 _PROTOCOLS = {_SERVER: ssl.PROTOCOL_TLS_SERVER, _CLIENT: ssl.PROTOCOL_TLS_CLIENT}
-
-_UNSHAKEN = "the handshake has not passed the gate"
-
-_peer: ContextVar[Peer | None] = ContextVar("mesh_middleware_peer", default=None)
-
-
-class GateError(ssl.SSLCertVerificationError):
-    """
-    The gate refused a handshake that OpenSSL had accepted.
-
-    Args:
-        reason: which rule the certificate breaks.
-    """
-
-    def __init__(self, reason: str, mismatch: PeerMismatchError | None = None) -> None:
-        super().__init__(1, f"[MESH_PEER_REFUSED] {reason}")
-        self.mismatch = mismatch
-
-
-def current_peer() -> Peer | None:
-    """
-    The peer of the connection that carries the present request.
-
-    Returns:
-        ``None`` on a plaintext connection, outside a request, or on a server that does not bind.
-    """
-    return _peer.get()
-
-
-class _Gated:
-    """What the two kinds of TLS object share: a gate, and the peer it let in."""
-
-    mesh_gate: Gate | None = None
-    mesh_peer: Peer | None = None
-
-    def _demand_gate(self) -> None:
-        if self.mesh_peer is None:
-            raise GateError(_UNSHAKEN)
-
-    def _pass_gate(self) -> None:
-        self.mesh_peer = None
-        if self.mesh_gate is None:
-            raise GateError("no gate was set for this connection")
-        der = self.getpeercert(binary_form=True)  # type: ignore[attr-defined]
-        self.mesh_peer = self.mesh_gate(der)
-
-
-class GatedObject(_Gated, ssl.SSLObject):
-    """A TLS connection in memory, as asyncio, uvloop, trio and anyio use it."""
-
-    mesh_standing: Standing | None = None
-    mesh_now: Callable[[], datetime] = staticmethod(utc_now)
-
-    def do_handshake(self) -> None:
-        """Finish the handshake, then pass the gate."""
-        super().do_handshake()
-        self._pass_gate()
-        if self.mesh_standing is not None and self.mesh_peer is not None:
-            self.mesh_standing.begin(self, self.mesh_peer, self.mesh_now())
-
-    # Servers call these two several times per request. They stand in for those of `ssl.SSLObject`,
-    # which do no more than pass the call to the same ``_sslobj``, instead of calling them.
-
-    def read(self, len: int = 1024, buffer: Any = None) -> Any:
-        """Read, or report the end of the connection once its peer may not be believed any more."""
-        if self.mesh_peer is None:
-            raise GateError(_UNSHAKEN)
-        standing = self.mesh_standing
-        if standing is not None and standing.over():
-            return b"" if buffer is None else 0
-        if buffer is None:
-            return self._sslobj.read(len)  # type: ignore[attr-defined]
-        return self._sslobj.read(len, buffer)  # type: ignore[attr-defined]
-
-    def write(self, data: Any) -> int:
-        """Write, once the gate is passed."""
-        if self.mesh_peer is None:
-            raise GateError(_UNSHAKEN)
-        return self._sslobj.write(data)  # type: ignore[attr-defined,no-any-return]
-
-    def unwrap(self) -> None:
-        """
-        Say goodbye; as a server, without waiting for the peer's.
-
-        Asyncio and uvloop would wait 30 s for an idle peer's answer, and Hypercorn's shutdown with
-        them; and a peer whose next request crosses our goodbye would crash the worker there.
-
-        Source: RFC 8446, 6.1: each side closes its own direction.
-        """
-        try:
-            super().unwrap()
-        except ssl.SSLWantReadError:
-            if not self.server_side:
-                raise
-        except ssl.SSLError as error:
-            if not (self.server_side and error.reason == "APPLICATION_DATA_AFTER_CLOSE_NOTIFY"):
-                raise
-
-    def selected_alpn_protocol(self) -> str | None:
-        """Tell the protocol; on the server's side, in the connection's task, bind the peer."""
-        if self.server_side and _in_task():
-            _peer.set(self.mesh_peer)
-        return super().selected_alpn_protocol()
-
-
-class GatedSocket(_Gated, ssl.SSLSocket):
-    """A TLS connection on a socket, as blocking servers and clients use it."""
-
-    mesh_live: LiveContext | None = None
-    do_handshake_on_connect: bool
-    suppress_ragged_eofs: bool
-
-    def do_handshake(self, block: bool = False) -> None:
-        """Finish the handshake, then pass the gate."""
-        super().do_handshake(block)
-        self._pass_gate()
-
-    def read(self, len: int = 1024, buffer: Any = None) -> Any:
-        """Read, once the gate is passed; every way to receive leads here."""
-        self._demand_gate()
-        return super().read(len, buffer)
-
-    def write(self, data: Any) -> int:
-        """Write, once the gate is passed."""
-        self._demand_gate()
-        return super().write(data)
-
-    def send(self, data: Any, flags: int = 0) -> int:
-        """Send, once the gate is passed; every way to send leads here."""
-        self._demand_gate()
-        return super().send(data, flags)
-
-    def accept(self) -> tuple[ssl.SSLSocket, Any]:
-        """Accept on a listening socket: the new connection belongs to the newest generation."""
-        if self.mesh_live is None:
-            raise GateError("no gate was set for this socket")
-        plain, address = socket.socket.accept(self)
-        made = self.mesh_live.wrap_socket(
-            plain,
-            server_side=True,
-            do_handshake_on_connect=self.do_handshake_on_connect,
-            suppress_ragged_eofs=self.suppress_ragged_eofs,
-        )
-        return made, address
 
 
 class Generation:
@@ -477,28 +319,3 @@ def _shake_hands(made: ssl.SSLSocket) -> None:
     except BaseException:
         made.close()
         raise
-
-
-def _in_task() -> bool:
-    try:
-        return asyncio.current_task() is not None
-    except RuntimeError:
-        pass
-    trio = sys.modules.get("trio")
-    if trio is None:
-        return False
-    try:
-        trio.lowlevel.current_task()
-    except RuntimeError:
-        return False
-    return True
-
-
-def peer_of(tls: object) -> Peer | None:
-    """
-    The peer of a TLS object or socket that one of our contexts made.
-
-    Returns:
-        ``None`` for every other object, and before the handshake is done.
-    """
-    return tls.mesh_peer if isinstance(tls, _Gated) else None

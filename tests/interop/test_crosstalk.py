@@ -35,7 +35,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route, WebSocketRoute
 
 from mesh_middleware import MeshAuthz
-from mesh_middleware.tls import current_peer
+from mesh_middleware.gate import current_peer
 
 
 def show(peer):
@@ -70,7 +70,7 @@ from flask import Flask, request
 
 from mesh_middleware import MeshNative
 from mesh_middleware.flask import mesh_peer
-from mesh_middleware.tls import current_peer
+from mesh_middleware.gate import current_peer
 from mesh_middleware.wsgi import KEY
 
 app = Flask(__name__)
@@ -95,9 +95,9 @@ def open_to_all():
 
 WRONG = """
 # Before STARLETTE: the peer of the last handshake counts as the peer of every request.
-from mesh_middleware import tls
+from mesh_middleware import gate
 
-right, last = tls.GatedObject.do_handshake, [None]
+right, last = gate.GatedObject.do_handshake, [None]
 
 
 def do_handshake(self):
@@ -105,8 +105,8 @@ def do_handshake(self):
     last[0] = self.mesh_peer
 
 
-tls.GatedObject.do_handshake = do_handshake
-tls.current_peer = lambda: last[0]
+gate.GatedObject.do_handshake = do_handshake
+gate.current_peer = lambda: last[0]
 """
 
 
