@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import socket
 import threading
+import traceback
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -762,3 +765,33 @@ def test_a_refused_certificate_is_told(
         mesh.tell("tax", server.endpoint("tax"))
         with pytest.raises(httpx.TransportError, match="certificate"):
             client.get("https://tax/")
+
+
+@pytest.mark.parametrize("kind", ["sync", "asyncio"])
+def test_a_child_process_makes_connections_of_its_own(
+    authority: Authority, mesh: StaticMesh, kind: str
+) -> None:
+    """After a fork the parent's connections are the parent's, and go on to work."""
+    with serving(authority, answering()) as server, Driver(kind).running() as driver:
+        mesh.tell("tax", server.endpoint("tax"))
+        with driver.client(mesh) as client:
+            assert client.get("https://tax/").text == "ok"
+            child = os.fork()
+            if child == 0:
+                os._exit(_call_in_child(client))
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+            assert client.get("https://tax/").text == "ok"
+    assert server.connections == 2
+
+
+def _call_in_child(client: Session) -> int:
+    try:
+        if client.driver.is_async:
+            # The parent's loop is not the child's.
+            answer = asyncio.run(client.client.get("https://tax/"))
+        else:
+            answer = client.get("https://tax/")
+        return 0 if answer.text == "ok" else 1
+    except BaseException:
+        traceback.print_exc()
+        return 2

@@ -8,7 +8,9 @@ travel is the carriers' business, which name means what is `upstreams`'.
 from __future__ import annotations
 
 import asyncio
+import os
 import time
+import weakref
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -31,7 +33,36 @@ DEFAULT_LIMITS = httpx.Limits(
 than the requests that it saves a connection for."""
 
 
-class MeshTransport(httpx.BaseTransport):
+_inherited: list[object] = []
+"""What a child process got from its parent: kept, since even letting it go could say goodbye on
+connections that the parent still uses."""
+
+
+class _Forkable:
+    """A transport that begins anew in a child process."""
+
+    _made: weakref.WeakSet[_Forkable] = weakref.WeakSet()
+
+    def __init__(self, targets: Targets) -> None:
+        self._targets = targets
+        self._made.add(self)
+
+    def _drop(self) -> list[object]:
+        """Forget connections; returns what held them."""
+        raise NotImplementedError
+
+    @classmethod
+    def after_fork(cls) -> None:
+        """Leave the parent its connections: two processes on one TLS connection break both."""
+        for transport in list(cls._made):
+            _inherited.extend(transport._drop())
+            _inherited.append(transport._targets.forget())
+
+
+os.register_at_fork(after_in_child=_Forkable.after_fork)
+
+
+class MeshTransport(_Forkable, httpx.BaseTransport):
     """
     Carries requests to upstreams over mutual TLS; ``httpx.Client(mounts={"mesh://": ...})``.
 
@@ -61,7 +92,7 @@ class MeshTransport(httpx.BaseTransport):
         http2: bool = False,
         limits: httpx.Limits = DEFAULT_LIMITS,
     ) -> None:
-        self._targets = Targets(mesh, resolver, domain)
+        super().__init__(Targets(mesh, resolver, domain))
         self._options: dict[str, Any] = {"http1": http1, "http2": http2, "limits": limits}
         self._carrier: SyncCarrier | StockCarrier | None = None
 
@@ -95,6 +126,11 @@ class MeshTransport(httpx.BaseTransport):
                 response.close()
             if pause:
                 time.sleep(pause)
+
+    def _drop(self) -> list[object]:
+        dropped: list[object] = [self._carrier]
+        self._carrier = None
+        return dropped
 
     def carries(self, url: httpx.URL) -> bool:
         """Whether *url* names something in the mesh, so that nothing else may carry it."""
@@ -131,7 +167,7 @@ class MeshTransport(httpx.BaseTransport):
             self._carrier.close()
 
 
-class AsyncMeshTransport(httpx.AsyncBaseTransport):
+class AsyncMeshTransport(_Forkable, httpx.AsyncBaseTransport):
     """
     `MeshTransport` for `httpx.AsyncClient`: asyncio, uvloop and trio.
 
@@ -154,7 +190,7 @@ class AsyncMeshTransport(httpx.AsyncBaseTransport):
         http2: bool = False,
         limits: httpx.Limits = DEFAULT_LIMITS,
     ) -> None:
-        self._targets = Targets(mesh, resolver, domain)
+        super().__init__(Targets(mesh, resolver, domain))
         self._options: dict[str, Any] = {"http1": http1, "http2": http2, "limits": limits}
         self._carrier: AsyncCarrier | None = None
         self._stock: AsyncStockCarrier | None = None
@@ -190,6 +226,11 @@ class AsyncMeshTransport(httpx.AsyncBaseTransport):
                 await response.aclose()
             if pause:
                 await anyio.sleep(pause)
+
+    def _drop(self) -> list[object]:
+        dropped: list[object] = [self._carrier, self._stock]
+        self._carrier = self._stock = None
+        return dropped
 
     def carries(self, url: httpx.URL) -> bool:
         """Whether *url* names something in the mesh, so that nothing else may carry it."""

@@ -208,6 +208,11 @@ class Targets:
         domain = self._domain or known_domain(self._mesh)
         return bool(url.scheme == "mesh") or names_upstream(url.host, domain)
 
+    def forget(self) -> object:
+        """Begin anew, in a child process; returns what was known."""
+        known, self._found = self._found, {}
+        return known
+
     def find(self, host: str) -> Target:
         """
         Look up the upstream that *host* names.
