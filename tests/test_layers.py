@@ -18,11 +18,11 @@ LAYERS = [
     # values and rules
     "exceptions identity intentions certificates snapshot",
     # shapes
-    "config consul.wire consul.watch consul.intentions consul.entries",
+    "config consul.wire consul.watch consul.intentions consul.entries consul.chains",
     # edges
     "consul.client consul.defaults consul.lookout tls gate standing resolve routing keepsake jwks",
     # the heart
-    "mesh plugins hookspecs belief entries following registration upstreams watcher metrics",
+    "mesh plugins hookspecs belief chains entries following registration upstreams watcher metrics",
     # doors, and what they share
     "asgi wsgi flask httpx servers doors answers live",
     # commands

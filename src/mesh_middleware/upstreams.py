@@ -1,20 +1,24 @@
 """
 One upstream as the watcher sees it: its instances, and who waits for them.
 
-Owns the last known instances of an upstream. They stay when the agent goes away.
+Owns the last known instances of an upstream, its own and those of other places its chain leads to.
+They stay when the agent goes away. A chain holds from the moment all its places are told, so that
+no call goes where nobody is known yet.
 """
 
 from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 
 import anyio.to_thread
 
 from .consul import wire
 from .exceptions import MeshError, NotReadyError, ResolveError
 from .resolve import Endpoint, UpstreamKind, parse_query
-from .routing.course import Course, UpstreamState
+from .routing.chain import Chain, Place
+from .routing.course import Course, Manners, UpstreamState
 from .routing.instances import Instance, parse_instances
 
 _NONE = "no healthy instance that speaks Connect is registered"
@@ -50,6 +54,10 @@ class UpstreamWatch:
         self.kind = kind
         self.course = Course(name, datacenter)
         self.endpoints: tuple[Endpoint, ...] | None = None
+        self._instances: tuple[Instance, ...] | None = None
+        self._awaited = False
+        self._waiting: Chain | None = None
+        self._listeners: list[UpstreamWatch] = []
         self._emptied = False
         self._body: object = None
         self._domain: str | None = None
@@ -67,6 +75,11 @@ class UpstreamWatch:
         return wire.health_question(
             self.name, self.datacenter, namespace=self.namespace, partition=self.partition
         )
+
+    @property
+    def has_chain(self) -> bool:
+        """Whether config entries may speak of it: prepared queries and other scopes have none."""
+        return self.kind != "query" and (self.namespace, self.partition) == ("default",) * 2
 
     @property
     def why(self) -> str:
@@ -98,6 +111,20 @@ class UpstreamWatch:
             raise ResolveError(f"{self}: {self._why}")
         return self.endpoints
 
+    def wait_for(self, condition: Callable[[UpstreamState], bool], timeout: float) -> bool:
+        """
+        Block until what the agent tells makes *condition* true of `state`.
+
+        Args:
+            condition: asked at once, and after every change the agent tells.
+            timeout: seconds to wait at most.
+
+        Returns:
+            Whether it came true in that time.
+        """
+        with self._changed:
+            return self._changed.wait_for(lambda: condition(self.state), timeout)
+
     async def wait_async(self, within: float) -> tuple[Endpoint, ...]:
         """Do as `wait`, for *within* seconds at most, without blocking the event loop."""
         if self.endpoints:
@@ -125,7 +152,7 @@ class UpstreamWatch:
         found = self._parse(body, trust_domain)
         self._body, self._domain = body, trust_domain
         self._emptied = not found
-        if self._emptied and shaken and self.endpoints:
+        if self._emptied and shaken and self._instances:
             return False
         self._learn(found, _NONE)
         return True
@@ -150,13 +177,56 @@ class UpstreamWatch:
         self._learn(tuple(map(Instance, endpoints)), why_none)
 
     def _learn(self, instances: tuple[Instance, ...], why_none: str) -> None:
-        course = self.course
-        course.learn_instances(course.place, instances, time.monotonic(), why_none)
+        self._instances, self._why = instances, why_none
+        self.take_place(self.course.place, instances, why_none)
+        for listener in self._listeners:
+            listener.take_place(self.course.place, instances, why_none)
+
+    # -- its chain, told by `chains.ChainWatch` ------------------------------------------------
+
+    def await_chain(self) -> None:
+        """Nobody is to be called before `take_chain` has told which way."""
+        self._awaited = True
+
+    def take_chain(self, chain: Chain | None) -> None:
+        """Take the chain, once all its places are told; ``None`` is the default chain."""
+        self._waiting = chain
+        self._awaited = False
+        if chain is None:
+            self.course.learn_chain(None, time.monotonic())
+        self._publish()
+
+    def take_place(self, place: Place, instances: tuple[Instance, ...], why_none: str) -> None:
+        """Take the instances of one place of the chain."""
+        self.course.learn_instances(place, instances, time.monotonic(), why_none)
+        self._publish()
+
+    def behave(self, manners: Manners) -> None:
+        """Take what our own service says about calls to this upstream."""
+        self.course.learn_manners(manners, time.monotonic())
+        self._publish()
+
+    def tell(self, other: UpstreamWatch) -> None:
+        """Tell *other* about our instances from now on: its chain leads here."""
+        if other not in self._listeners:
+            self._listeners.append(other)
+            if self._instances is not None:
+                other.take_place(self.course.place, self._instances, self._why)
+
+    def _publish(self) -> None:
+        if self._waiting is not None and self.course.knows(self._waiting.places()):
+            self.course.learn_chain(self._waiting, time.monotonic())
+            self._waiting = None
+        known = not self._awaited and not self.course.missing()
         with self._changed:
-            self.endpoints = tuple(instance.endpoint for instance in instances)
-            self._why = why_none
+            if known and (self._waiting is None or self.endpoints is not None):
+                self.endpoints = self.course.endpoints
             self._changed.notify_all()
 
     def fail(self, error: MeshError) -> None:
         """The agent failed: the last instances stay, those who wait for the first learn why."""
         self._why = str(error)
+        if self._instances is None:
+            # Another datacenter that cannot be reached must not keep a whole chain waiting.
+            for listener in self._listeners:
+                listener.take_place(self.course.place, (), self._why)

@@ -20,6 +20,7 @@ from typing import Any
 import httpx
 
 from .belief import SECOND_LOOK, Belief
+from .chains import ChainWatch
 from .config import Settings
 from .consul import watch, wire
 from .consul.client import Answer, ConsulClient
@@ -33,6 +34,7 @@ from .intentions import Intention
 from .keepsake import Keepsake, KeepsakeError
 from .plugins import Plugins
 from .registration import BEATS_PER_TTL, OwnerLock, Registration
+from .snapshot import Conditions
 from .upstreams import UpstreamWatch
 
 _log = logging.getLogger("mesh_middleware.watch")
@@ -99,9 +101,12 @@ class Watcher:
             settings.service,
             self._client,
             self.follower,
-            belief.take_conditions,
+            self._take_entries,
             belief.note,
             self._spawn,
+        )
+        self._chains = ChainWatch(
+            self.follower, self._spawn, lambda place: self._follow_now(place, chained=False)
         )
         self._upstreams: list[UpstreamWatch] = []
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -140,7 +145,10 @@ class Watcher:
     def follow(self, upstream: UpstreamWatch) -> None:
         """Keep *upstream* informed from now on."""
         assert self._loop is not None
-        self._loop.call_soon_threadsafe(lambda: self._spawn(self._watch_upstream(upstream)))
+        self._loop.call_soon_threadsafe(lambda: self._follow_now(upstream))
+
+    def _follow_now(self, upstream: UpstreamWatch, *, chained: bool = True) -> None:
+        self._spawn(self._watch_upstream(upstream, chained))
 
     def withdraw(self) -> None:
         """Turn the check critical and deregister, for good; everything else goes on."""
@@ -285,7 +293,7 @@ class Watcher:
         again = await self._client.ask(question)
         return Answer(again.status, index, again.body, again.headers)
 
-    async def _watch_upstream(self, upstream: UpstreamWatch) -> None:
+    async def _watch_upstream(self, upstream: UpstreamWatch, chained: bool) -> None:
         loop = asyncio.get_running_loop()
         shaken_until = 0.0
 
@@ -304,9 +312,15 @@ class Watcher:
                 break
             await asyncio.sleep(watch.POLL_EVERY)
         self._upstreams.append(upstream)
+        if chained and upstream.has_chain:
+            self._chains.add(upstream)
         # The expected identities are in our trust domain, which the roots tell.
         await self._joined.wait()
         await self.follower.watch(f"upstream {upstream}", upstream.question, take, failed)
+
+    def _take_entries(self, conditions: Conditions, kept: Any) -> None:
+        self._belief.take_conditions(conditions, kept)
+        self._chains.take_defaults(kept["entries"].get("service-defaults"))
 
     def _ask_plugins(self, upstream: UpstreamWatch) -> bool:
         if upstream.kind == "query":

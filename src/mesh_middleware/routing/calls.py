@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ..resolve import Endpoint
-from .chain import HeaderChanges
+from .chain import HeaderChanges, Retries
 
 OutcomeKind = Literal["answer", "connect_failure", "refused", "reset", "timeout", "given_up"]
 
@@ -35,6 +35,7 @@ class Call:
         deadline: moment at which the caller no longer waits; ``None`` for never.
         key: keeps calls of one kind together, for splits and hash policies that find nothing else.
         source: address of whom the call is made for, for the hash policy ``source_ip``.
+        retries: what the caller asks for where no route says otherwise; ``None`` is the upstream's.
     """
 
     method: str
@@ -44,6 +45,7 @@ class Call:
     deadline: float | None = None
     key: str | None = None
     source: str | None = None
+    retries: Retries | None = None
 
 
 @dataclass(frozen=True, slots=True)

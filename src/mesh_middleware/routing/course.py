@@ -124,8 +124,8 @@ class Course:
         self.ejected = False
         self._known = _Known(default_chain(service, datacenter))
         self._seats: dict[tuple[str, int, ServiceId], Seat] = {}
-        self._plan = self._compile(0.0)
         self.endpoints: tuple[Endpoint, ...] = ()
+        self._plan = self._compile(0.0)
 
     def __str__(self) -> str:
         return str(self.place)
@@ -143,12 +143,17 @@ class Course:
         """Those of `places` that were not told yet; a call would not know where to go."""
         return frozenset(self.places() - self._known.instances.keys())
 
+    def knows(self, places: frozenset[Place]) -> bool:
+        """Whether the instances of all these were told, even that there are none."""
+        return places <= self._known.instances.keys()
+
     def learn_chain(self, chain: Chain | None, now: float) -> None:
         """Take a chain; ``None`` is the default chain: nothing was written about the upstream."""
         with self.lock:
             self._known.chained = chain is not None
             self._known.chain = chain or default_chain(self.place.service, self.place.datacenter)
             self._plan = self._compile(now)
+            self._tell_endpoints()
 
     def learn_instances(
         self, place: Place, instances: Sequence[Instance], now: float, why_none: str = ""
@@ -226,7 +231,17 @@ class Course:
                 seat.tier = here.tier(instance.locality) if here else 0
                 self._seats[key] = seat
         self.refresh()
-        self.endpoints = tuple(dict.fromkeys(seat.endpoint for seat in self._seats.values()))
+        self._tell_endpoints()
+
+    def _tell_endpoints(self) -> None:
+        # Only of the chain's own targets: a pool has no use for the others.
+        places = self._known.chain.places()
+        told = (
+            one for place in sorted(places, key=str) for one in self._known.instances.get(place, ())
+        )
+        found = tuple(dict.fromkeys(one.endpoint for one in told))
+        if found != self.endpoints:
+            self.endpoints = found
 
     def _compile(self, now: float) -> Plan:
         chain = self._known.chain

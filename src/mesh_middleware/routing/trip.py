@@ -72,7 +72,7 @@ class Trip:
         self._route: Route | None = None
         self._resolver = self._walk(dice)
         self._resolution: Resolution = plan.chain.resolvers[self._resolver]
-        self._retries: Retries = course.manners.retries
+        self._retries: Retries = call.retries or course.manners.retries
         self._number = 0
         self._seat: Seat | None = None
         self._goal: Goal | None = None
