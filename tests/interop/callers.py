@@ -251,6 +251,7 @@ def knock(
     pem: str | None,
     *,
     path: str = "/who",
+    method: str = "GET",
     version: ssl.TLSVersion | None = None,
     tls: bool = True,
 ) -> bytes:
@@ -268,7 +269,7 @@ def knock(
     context = outsider_context(pem)
     if version is not None:
         context.minimum_version = context.maximum_version = version
-    request = f"GET {path} HTTP/1.1\r\nHost: tax\r\nConnection: close\r\n\r\n".encode()
+    request = f"{method} {path} HTTP/1.1\r\nHost: tax\r\nConnection: close\r\n\r\n".encode()
     answer = b""
     with suppress(ssl.SSLError, ConnectionError):
         with socket.create_connection((HOST, port), timeout=10) as plain:
