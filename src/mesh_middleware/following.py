@@ -19,7 +19,7 @@ from email.utils import parsedate_to_datetime
 from .config import Settings
 from .consul import watch, wire
 from .consul.client import Answer, ConsulClient
-from .consul.lookout import AgentReturnedError
+from .consul.lookout import AgentReturnedError, knock_backoff
 from .consul.watch import Cursor
 from .exceptions import AgentRefusedError, AgentUnavailableError, MeshError
 
@@ -97,7 +97,7 @@ class Follower:
         async def ask() -> None:
             await self._client.ask(wire.roots_question())
 
-        await self.lookout.scout(ask, lambda knocks: watch.backoff(knocks, random.random()))
+        await self.lookout.scout(ask, lambda knocks: knock_backoff(knocks, random.random()))
 
     async def follow(
         self, name: str, ask: Ask, take: Take, failed: Callable[[MeshError], None] | None = None

@@ -28,7 +28,7 @@ from ..exceptions import (
     ConfigError,
 )
 from . import watch, wire
-from .lookout import Lookout
+from .lookout import SUSPECT_AFTER, Lookout
 
 CONNECT_TIMEOUT = 5.0
 """Seconds to reach the agent, which is on this machine or near."""
@@ -107,6 +107,9 @@ class ConsulClient:
             AgentAnswerError: too large, not JSON, or another status than 200 and 404.
         """
         await self.lookout.turn()
+        suspicion = asyncio.get_running_loop().call_later(SUSPECT_AFTER, self.lookout.suspect)
+        if index:
+            suspicion.cancel()
         try:
             answer = await self._ask(question, index, wait)
         except AgentUnavailableError as error:
@@ -115,6 +118,8 @@ class ConsulClient:
         except AgentRefusedError:
             self.lookout.answered()
             raise
+        finally:
+            suspicion.cancel()
         self.lookout.answered()
         return answer
 
@@ -150,6 +155,8 @@ class ConsulClient:
     async def close(self) -> None:
         """End all connections."""
         await self._http.aclose()
+        for _ in range(3):
+            await asyncio.sleep(0)  # transports close in the next rounds of the loop
 
     async def _read(self, response: httpx.Response) -> bytes:
         if response.headers.get("content-encoding", "identity") != "identity":

@@ -9,7 +9,8 @@ Theory. Each resource has a watch with a backoff of its own, and a process has a
 upstreams. When the agent is gone they would all knock in turn. So they wait, and one scout knocks
 for all. And a connection that broke without a word (a host that died, a firewall that forgot)
 looks like an agent that holds a question: when the scout has found the agent back, what was asked
-before is asked again.
+before is asked again. So it is when one question hangs and the scout's, on another connection, is
+answered.
 
 Source: reliability.md, R3; Consul reference 1.4, rule 8.
 """
@@ -31,6 +32,20 @@ SCOUT_TIMEOUT = 2.0
 """Seconds for the scout's question; with the backoff below, recovery within 5 s (R3)."""
 SCOUT_BACKOFF = 2.0
 """Longest wait in seconds between two of them."""
+SUSPECT_AFTER = 2.5
+"""Seconds without an answer to a plain question after which the scout knocks."""
+RENEW_EVERY = 30.0
+"""Seconds at least between two times that everything is asked anew on mere suspicion."""
+
+
+def knock_backoff(knocks: int, dice: float) -> float:
+    """
+    Seconds to wait after *knocks* in vain.
+
+    Args:
+        dice: uniform in 0 to 1: full jitter, so that a thousand apps do not return together.
+    """
+    return max(SPACING, min(SCOUT_BACKOFF, 2.0 ** min(knocks - 1, 10)) * dice)
 
 
 class AgentReturnedError(MeshError):
@@ -53,6 +68,9 @@ class Lookout:
         self._away = asyncio.Event()
         self._reachable = asyncio.Event()
         self._reachable.set()
+        self._knock = asyncio.Event()
+        self._suspected = False
+        self._renewed = -RENEW_EVERY
         self._asking: set[asyncio.Future[Any]] = set()
         self._given_up: set[asyncio.Future[Any]] = set()
 
@@ -60,6 +78,11 @@ class Lookout:
     def away(self) -> bool:
         """Whether the last question could not even be put to the agent."""
         return self._away.is_set()
+
+    @property
+    def asking(self) -> int:
+        """How many attempts wait for an answer now."""
+        return len(self._asking)
 
     async def turn(self) -> None:
         """Wait until a question may be sent: at once, unless the agent fails."""
@@ -71,7 +94,7 @@ class Lookout:
             self._last = self._clock()
 
     def answered(self) -> None:
-        """The agent has answered, and not by an error."""
+        """The agent has answered what was asked."""
         self.failing = False
         self._away.clear()
         self._reachable.set()
@@ -84,9 +107,18 @@ class Lookout:
             lost: there was no answer at all, rather than an error.
         """
         self.failing, self._last = True, self._clock()
-        if lost:
+        if not lost:
+            self._away.clear()
+            self._reachable.set()
+        else:
             self._away.set()
             self._reachable.clear()
+            self._knock.set()
+
+    def suspect(self) -> None:
+        """A plain question has had no answer for `SUSPECT_AFTER`: its connection may be dead."""
+        self._suspected = True
+        self._knock.set()
 
     async def reachable(self) -> None:
         """Wait until the agent is not away."""
@@ -118,23 +150,33 @@ class Lookout:
         Whenever the agent is away, knock until it is back; for ever.
 
         Args:
-            ask: one small question, which tells `answered` itself.
+            ask: one small question; who sends it tells `answered` or `failed`.
             backoff: seconds to wait after that many knocks in vain.
         """
         while True:
-            await self._away.wait()
-            knocks = 0
-            while self.away:
+            await self._knock.wait()
+            self._knock.clear()
+            knocks, suspected = 0, self._suspected
+            self._suspected = False
+            while True:
                 before = set(self._asking)
-                try:
-                    async with asyncio.timeout(SCOUT_TIMEOUT):
-                        await ask()
-                except (MeshError, TimeoutError):
-                    knocks += 1
-                    if self.away:
-                        await asyncio.sleep(max(SPACING, min(SCOUT_BACKOFF, backoff(knocks))))
-            if knocks:
+                if await self._is_there(ask):
+                    break
+                knocks += 1
+                await asyncio.sleep(backoff(knocks))
+            if knocks or (suspected and self._clock() - self._renewed >= RENEW_EVERY):
+                self._renewed = self._clock()
                 self._give_up(before)
+
+    async def _is_there(self, ask: Callable[[], Awaitable[object]]) -> bool:
+        try:
+            async with asyncio.timeout(SCOUT_TIMEOUT):
+                await ask()
+        except TimeoutError:
+            self.failed(lost=True)
+        except MeshError:
+            pass  # an error of the agent's own is a sign of life
+        return not self.away
 
     def _give_up(self, asked: set[asyncio.Future[Any]]) -> None:
         for asking in asked & self._asking:

@@ -1,0 +1,1 @@
+"""The scenarios of reliability.md: one file each, named after it."""

@@ -1,0 +1,108 @@
+"""R3: the agent goes down, half open and up, again and again."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import time
+from collections.abc import Callable
+
+import pytest
+
+from mesh_middleware import Mesh
+from mesh_middleware.dev import DevAgent
+
+from ..support.servers import PATIENCE, until
+from ..support.wire import Mode, Wire
+from .conftest import LONG
+
+FLAPS = 50 if LONG else 4
+UPSTREAMS = ("order", "invoice", "stock", "ledger")
+RESOURCES = 12
+"""As many are asked for by one mesh, at most: each tells its trouble once."""
+SPACING = 0.1
+RECOVERY = 5.0
+TOLERANCE = 0.005
+"""Seconds by which the relay's own clock may see two questions closer than they were sent."""
+
+Join = Callable[..., Mesh]
+
+
+def act(agent: DevAgent, mesh: Mesh, denied: bool) -> float:
+    """Change the policy, and return the seconds until the mesh knows."""
+    began = time.monotonic()
+    agent.deny("web", "tax") if denied else agent.delete("web", "tax")
+    assert mesh.wait_for(lambda s: bool(s.intentions) is denied, PATIENCE)
+    return time.monotonic() - began
+
+
+def all_held(agent: DevAgent, mesh: Mesh) -> bool:
+    """Whether the agent holds all that the mesh asks, the upstreams among them."""
+    assert mesh._watcher is not None
+    asking = mesh._watcher.follower.lookout.asking
+    check = agent.state.services.checks.get("mesh:tax-4711")
+    passing = check is not None and check.status == "passing"
+    return passing and 3 + len(UPSTREAMS) <= asking == agent.watching
+
+
+@pytest.mark.timeout(60 + 10 * FLAPS)
+def test_r03_agent_down_half_open_and_up(
+    agent: DevAgent, join: Join, record_property: Callable[[str, object], None]
+) -> None:
+    """
+    While it is away: one request per 100 ms at most, over all that is watched; back: within 5 s.
+
+    Half open is what a host that died looks like: connections are taken and nobody answers, and
+    those that were open stay so for ever.
+    """
+    dice = random.Random(3)
+    slowest = 0.0
+    with Wire(agent.url) as wire:
+        mesh = join(wire.url, port=4711)
+        for name in UPSTREAMS:
+            mesh.watch_upstream(name)
+        assert mesh.ready(PATIENCE)
+        for flap in range(FLAPS):
+            # Whoever just connects when it breaks could not know.
+            until(lambda: all_held(agent, mesh), "all questions held")
+            mode: Mode = dice.choice(["reset", "swallow"])
+            wire.attempts.clear()
+            wire.set(mode)
+            wanted = dice.randrange(2, 7) if mode == "reset" else 2
+            until(lambda w=wanted: len(wire.attempts) >= w, f"{wanted} attempts in {mode}")
+            tried = list(wire.attempts)
+            wire.set("pass")
+            slowest = max(slowest, act(agent, mesh, flap % 2 == 0))
+            gaps = [later - before for before, later in itertools.pairwise(tried)]
+            assert min(gaps, default=1.0) >= SPACING - TOLERANCE, (mode, gaps)
+    record_property("slowest_recovery_s", round(slowest, 2))
+    assert slowest < RECOVERY
+
+
+@pytest.mark.parametrize("kind", ["fail", "busy", "forbid", "stall", "wrong", "truncated"])
+def test_r03_agent_that_answers_nonsense_is_not_hammered(
+    agent: DevAgent, join: Join, kind: str
+) -> None:
+    """500, 429, 403, silence and broken answers: what was believed holds, and it is told once."""
+    mesh = join(port=4711)
+    assert mesh.ready(PATIENCE)
+    before = mesh.snapshot
+    fault = agent.faults.begin(kind)
+    if kind != "stall":
+        until(lambda: mesh.status()["troubles"].keys() >= {"roots", "leaf"}, "trouble")
+    assert mesh.ready() and mesh.snapshot is before
+    fault.end()
+    assert act(agent, mesh, True) < RECOVERY
+    until(lambda: not mesh.status()["troubles"], "the end of trouble", 20.0)
+    assert max(mesh.status()["events"].values(), default=0) <= RESOURCES
+
+
+def test_r03_restarted_agent_is_noticed_at_once(agent: DevAgent, join: Join) -> None:
+    """A clean restart: the connections end, and everything is asked anew."""
+    mesh = join()
+    assert mesh.ready(PATIENCE)
+    agent.close()
+    until(lambda: mesh.status()["troubles"], "trouble")
+    assert mesh.ready(), "and calls go on"
+    agent.start()
+    assert act(agent, mesh, True) < RECOVERY
