@@ -22,6 +22,12 @@ bench: $(STAMP)
 fuzz: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" SECONDS="$(or $(SECONDS),60)" scripts/fuzz
 
+soak: $(STAMP)
+	PATH="$(CURDIR)/$(BIN):$$PATH" MINUTES="$(MINUTES)" scripts/soak
+
+reliability: $(STAMP)
+	PATH="$(CURDIR)/$(BIN):$$PATH" RELIABILITY_LONG=1 pytest tests/reliability
+
 install: $(STAMP)
 
 $(STAMP): $(PROJECTS) scripts/install
