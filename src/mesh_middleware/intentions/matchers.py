@@ -213,7 +213,9 @@ def regex_flaw(pattern: str) -> Flaw | None:
     try:
         compiled = re2.compile(pattern.encode(), _options())
     except re2.error as error:
-        detail = f"pattern {pattern!r}: {error}"
+        said = error.args[0] if error.args else ""
+        text = said.decode("utf-8", "replace") if isinstance(said, bytes) else str(said)
+        detail = f"pattern {pattern!r}: {text}"
         return Flaw(Reason.BAD_PATTERN, detail, everyone=True)
     if compiled.programsize > MAX_PROGRAM_SIZE:
         return Flaw(Reason.PATTERN_TOO_LARGE, f"a pattern of {compiled.programsize} instructions")
