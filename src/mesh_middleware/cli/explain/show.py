@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from ...intentions import ABOUT, Intention
+from ...intentions.matchers import permission_flaw
 from ..options import print_json
 from .why import Explanation, Loser, cause, way_out
 
@@ -86,13 +87,20 @@ def _decider(told: Explanation) -> str:
     intention, permission = told.decider, told.verdict.permission
     if intention is None:
         return "no intention"
+    if intention.flaw is not None and intention.flaw.everyone:
+        return "an intention that cannot be read"
+    if intention.flaw is not None:
+        return f"{_pair(intention)}, precedence {intention.precedence}: cannot be read"
     action = {True: "allow", False: "deny", None: "permissions"}[intention.allow]
     text = f"{_pair(intention)}, precedence {intention.precedence}: {action}"
     names = " or ".join(demand.provider for demand in intention.jwt)
     text += f", with a token of {names}" if names else ""
-    if intention.permissions and told.given.protocol != "tcp":
-        text += ", none of which matches" if permission is None else f", number {permission}"
-    return text
+    if permission is not None:
+        return f"{text}, number {permission}"
+    if any(permission_flaw(item) is not None for item in intention.permissions):
+        return f"{text}, which cannot be used"
+    nothing = intention.permissions and told.given.protocol != "tcp"
+    return f"{text}, none of which matches" if nothing else text
 
 
 def _default(told: Explanation) -> str:

@@ -369,14 +369,14 @@ def header_words(match: HeaderMatch) -> str:
     if match.test == "present":
         return f"{match.name} is {'absent' if match.invert else 'present'}"
     words = {
-        "exact": "is",
-        "prefix": "begins with",
-        "suffix": "ends with",
-        "contains": "contains",
-        "regex": "matches",
-    }[match.test]
+        "exact": ("is", "is not"),
+        "prefix": ("begins with", "does not begin with"),
+        "suffix": ("ends with", "does not end with"),
+        "contains": ("contains", "does not contain"),
+        "regex": ("matches", "does not match"),
+    }[match.test][match.invert]
     case = ", in any case" if match.ignore_case else ""
-    return f"{match.name} {'not: ' if match.invert else ''}{words} {match.value!r}{case}"
+    return f"{match.name} {words} {match.value!r}{case}"
 
 
 def cause(verdict: Decision) -> str:
@@ -394,5 +394,8 @@ def way_out(verdict: Decision) -> str:
     """Say what can be done; empty when nothing has to be."""
     if verdict.readings and set(verdict.readings) <= {"precedence", "envoy_rules"}:
         return "Two intentions disagree about this source: make one of them say what is meant."
-    remedy = ABOUT[verdict.reason].remedy
+    reason = verdict.reason
+    if set(verdict.readings) == {"jwt"} and verdict.detail in list(Reason):
+        reason = Reason(verdict.detail)
+    remedy = ABOUT[reason].remedy
     return "" if remedy == "-" else remedy
