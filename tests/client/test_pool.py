@@ -7,16 +7,11 @@ from typing import Any
 
 import httpx
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from mesh_middleware.exceptions import ResolveError
-from mesh_middleware.httpx.courses import CONNECT_ATTEMPTS, PlainCourse, choose
 from mesh_middleware.httpx.pool import MAX_AGE, Lane, Pool
 from mesh_middleware.httpx.upstreams import sni
 from mesh_middleware.identity import ServiceId
 from mesh_middleware.resolve import Endpoint
-from mesh_middleware.routing.calls import Call, Outcome
 
 from .support import TRUST_DOMAIN, service_id
 
@@ -233,46 +228,6 @@ def test_another_weight_is_no_other_instance() -> None:
     lane = at.pool.lane(_endpoint(1, weight=7))
     assert lane.endpoint.weight == 7
     assert at.pool.reuse(lane) == (connection, [])
-
-
-def test_a_plain_course_dials_each_instance_once() -> None:
-    """After what was not sent comes another instance, until none is left or three were tried."""
-    course = PlainCourse("tax")
-    course.endpoints = tuple(_endpoint(port) for port in range(5))
-    trip = course.begin(Call("GET", b"/"), 0.0, 0.0)
-    tried = []
-    for _ in range(CONNECT_ATTEMPTS):
-        tried.append(trip.next(0.0, 0.5).endpoint)
-        pause = trip.heard(Outcome("connect_failure", sent=False), 0.0, 0.0)
-    assert pause is None
-    assert len(set(tried)) == CONNECT_ATTEMPTS
-    course.endpoints = course.endpoints[:1]
-    trip = course.begin(Call("GET", b"/"), 0.0, 0.0)
-    trip.next(0.0, 0.5)
-    assert trip.heard(Outcome("refused", sent=False), 0.0, 0.0) is None
-    with pytest.raises(ResolveError):
-        trip.next(0.0, 0.5)
-
-
-@pytest.mark.parametrize("kind", ["answer", "reset", "timeout", "given_up"])
-def test_a_plain_course_sends_nothing_twice(kind: Any) -> None:
-    """Whatever may have reached an instance is not sent to another."""
-    course = PlainCourse("tax")
-    course.endpoints = (_endpoint(1), _endpoint(2))
-    trip = course.begin(Call("GET", b"/"), 0.0, 0.0)
-    trip.next(0.0, 0.0)
-    assert trip.heard(Outcome(kind, 503), 0.0, 0.0) is None
-
-
-@given(st.lists(st.integers(1, 128), min_size=1, max_size=8), st.floats(0, 1, exclude_max=True))
-@settings(max_examples=200, deadline=None)
-def test_a_draw_falls_on_an_instance_by_weight(weights: list[int], dice: float) -> None:
-    """The instance drawn is the one whose stretch of the weights holds the point."""
-    endpoints = tuple(_endpoint(port, weight) for port, weight in enumerate(weights))
-    found = choose(endpoints, dice)
-    before = sum(weights[: found.port])
-    point = dice * sum(weights)
-    assert before <= point + 1e-9 and point <= before + found.weight + 1e-9
 
 
 @pytest.mark.parametrize(

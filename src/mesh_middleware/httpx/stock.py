@@ -1,9 +1,14 @@
 """
 Calling through httpx's own transport: HTTP/2, and loops other than asyncio's.
 
-Owns a *lane* for each expected identity and certificate generation: a stock transport whose
-context only completes handshakes with that identity. A lane of an older generation takes no new
-call and is closed with its last response. Knows nothing of names and instances' choice.
+Owns a *lane* for each expected identity, protocol and certificate generation: a stock transport
+whose context only completes handshakes with that identity. A lane of an older generation takes no
+new call and is closed with its last response. Knows nothing of names and instances' choice.
+
+Theory. What a native instance selects in the handshake is what it speaks. A sidecar may stand for
+bytes: Consul's built-in proxy selects ``h2``, whatever the service behind it speaks (seen with
+1.8.7). So sidecars are offered HTTP/2 only where Consul was told that the service speaks it, which
+is also when Envoy would select it.
 """
 
 from __future__ import annotations
@@ -31,22 +36,23 @@ class _Lane:
 class _Lanes:
     """The lanes of one carrier, counted under a lock: threads share a sync client."""
 
-    def __init__(self, mesh: MeshLike, make: Callable[[ServiceId], Any]) -> None:
+    def __init__(self, mesh: MeshLike, make: Callable[[ServiceId, bool], Any]) -> None:
         self._mesh = mesh
         self._make = make
         self._lock = threading.Lock()
-        self._lanes: dict[ServiceId, _Lane] = {}
+        self._lanes: dict[tuple[ServiceId, bool], _Lane] = {}
         self._draining: set[_Lane] = set()
 
-    def enter(self, expected: ServiceId) -> tuple[_Lane, _Lane | None]:
+    def enter(self, journey: Journey) -> tuple[_Lane, _Lane | None]:
         """Take the current lane; the second value, if any, has to be closed."""
+        key = (journey.attempt.endpoint.expected, _may_speak_http2(journey))
         generation = self._mesh.generation
         with self._lock:
-            lane, idle = self._lanes.get(expected), None
+            lane, idle = self._lanes.get(key), None
             if lane is None or lane.generation != generation:
                 if lane is not None:
                     idle = self._retire(lane)
-                lane = self._lanes[expected] = _Lane(self._make(expected), generation)
+                lane = self._lanes[key] = _Lane(self._make(*key), generation)
             lane.calls += 1
             return lane, idle
 
@@ -72,6 +78,11 @@ class _Lanes:
             self._lanes.clear()
             self._draining.clear()
             return lanes
+
+
+def _may_speak_http2(journey: Journey) -> bool:
+    told = journey.course.chain.protocol in ("http2", "grpc")
+    return told or journey.attempt.endpoint.kind == "native"
 
 
 def _direct(journey: Journey) -> httpx.Request:
@@ -112,8 +123,10 @@ class StockCarrier:
     def __init__(self, mesh: MeshLike, **options: Any) -> None:
         self._lanes = _Lanes(
             mesh,
-            lambda expected: httpx.HTTPTransport(
-                verify=mesh.client_context(expected), trust_env=False, **options
+            lambda expected, http2: httpx.HTTPTransport(
+                verify=mesh.client_context(expected),
+                trust_env=False,
+                **{**options, "http2": http2 and options["http2"]},
             ),
         )
 
@@ -126,7 +139,7 @@ class StockCarrier:
             httpx.TransportError: as httpx.
         """
         endpoint = journey.attempt.endpoint
-        lane, idle = self._lanes.enter(endpoint.expected)
+        lane, idle = self._lanes.enter(journey)
         if idle is not None:
             idle.transport.close()
         try:
@@ -165,8 +178,10 @@ class AsyncStockCarrier:
     def __init__(self, mesh: MeshLike, **options: Any) -> None:
         self._lanes = _Lanes(
             mesh,
-            lambda expected: httpx.AsyncHTTPTransport(
-                verify=mesh.client_context(expected), trust_env=False, **options
+            lambda expected, http2: httpx.AsyncHTTPTransport(
+                verify=mesh.client_context(expected),
+                trust_env=False,
+                **{**options, "http2": http2 and options["http2"]},
             ),
         )
 
@@ -179,7 +194,7 @@ class AsyncStockCarrier:
             httpx.TransportError: as httpx.
         """
         endpoint = journey.attempt.endpoint
-        lane, idle = self._lanes.enter(endpoint.expected)
+        lane, idle = self._lanes.enter(journey)
         if idle is not None:
             await idle.transport.aclose()
         try:
