@@ -208,17 +208,17 @@ class Soak:
             self._agent.renew("tax")
 
     async def _watch(self) -> None:
-        connection, said = self._connection("watcher"), 0.0
+        connection, said = self._connection("watcher"), -SAYS_EVERY
         while self._goes_on():
             await asyncio.sleep(SAMPLE_EVERY)
             _, body = await connection.ask("/inside")
+            connection.close()  # before the server does: it is idle until the next sample
             told = json.loads(body)
             self.garbage = max(self.garbage, told["garbage"])
             self._take(told["tasks"] + told["watches"])
             if time.monotonic() - said > SAYS_EVERY:
                 said = time.monotonic()
                 print("  " + self.line(), flush=True)
-        connection.close()
 
     def _take(self, tasks: int) -> None:
         proc = Path(f"/proc/{self._worker}")

@@ -72,13 +72,13 @@ class Belief:
         with self._changed:
             return self._changed.wait_for(lambda: condition(self.snapshot), timeout)
 
-    def take_roots(self, roots: Roots) -> None:
-        """Judge roots that the agent told."""
-        self._take(offer_roots(self._trust, roots, self._now()))
+    def take_roots(self, roots: Roots) -> str:
+        """Judge roots that the agent told; the reason, when they are not in use now."""
+        return self._take(offer_roots(self._trust, roots, self._now()))
 
-    def take_leaf(self, pair: KeyPair) -> None:
-        """Judge a leaf that the agent told."""
-        self._take(offer_leaf(self._trust, pair, self._settings.service, self._now()))
+    def take_leaf(self, pair: KeyPair) -> str:
+        """Judge a leaf that the agent told; the reason, when it is not in use now."""
+        return self._take(offer_leaf(self._trust, pair, self._settings.service, self._now()))
 
     def take_default(self, default_allow: bool | None) -> None:
         """Take the default policy; ``None`` when it could not be learnt."""
@@ -180,24 +180,27 @@ class Belief:
         self.note("denies_vanished", "index went backwards and denies are gone; asking once more")
         return False
 
-    def _take(self, verdict: Verdict) -> None:
+    def _take(self, verdict: Verdict) -> str:
         # A leaf that comes before the roots is how every start goes.
-        if verdict.note and not (verdict.note == "leaf_waiting" and self._trust.roots is None):
+        usual = verdict.note == "leaf_waiting" and self._trust.roots is None
+        if verdict.note and not usual:
             self.note(verdict.note, verdict.detail)
+        why = "" if usual or verdict.note in ("", "trust_domain_changed") else verdict.detail
         before, after = self._trust, verdict.trust
         if (before.roots, before.pair) == (after.roots, after.pair):
             self._trust = after
-            return
+            return why
         number = self.snapshot.generation + 1
         try:
             generation = Generation(after.pair, after.roots, number, like=self.generation)
         except CertificateError as error:
             self.note("leaf_rejected", f"{error}; what was used before stays")
-            return
+            return str(error)
         self._trust = after
         self.generation = generation
         leaf = after.pair.leaf if after.pair else None
         self._swap(replace(self.snapshot, leaf=leaf, roots=after.roots, generation=number))
+        return why
 
     def _swap(self, draft: Snapshot) -> None:
         old = self.snapshot

@@ -28,7 +28,7 @@ from .consul.defaults import ask_about_nobody, ask_self
 from .consul.intentions import parse_match
 from .consul.lookout import AgentReturnedError
 from .entries import EntryWatch
-from .exceptions import MeshError
+from .exceptions import AgentAnswerError, MeshError
 from .following import Follower
 from .intentions import Intention
 from .keepsake import Keepsake, KeepsakeError
@@ -244,14 +244,14 @@ class Watcher:
 
     async def _watch_roots(self) -> None:
         def take(answer: Answer, regressed: bool) -> None:
-            self._belief.take_roots(wire.parse_roots(answer.body))
             self._after_regress(regressed)
+            _demand_taken(self._belief.take_roots(wire.parse_roots(answer.body)))
 
         await self.follower.watch("roots", wire.roots_question(), take)
 
     async def _watch_leaf(self) -> None:
         def take(answer: Answer, regressed: bool) -> None:
-            self._belief.take_leaf(wire.parse_leaf(answer.body))
+            _demand_taken(self._belief.take_leaf(wire.parse_leaf(answer.body)))
 
         await self.follower.watch("leaf", wire.leaf_question(self._settings.service), take)
 
@@ -440,6 +440,13 @@ class Watcher:
         if snapshot.policy is None:
             return "critical", "no policy yet"
         return "passing", f"ready; leaf valid until {snapshot.leaf.not_after:%FT%TZ}"
+
+
+def _demand_taken(why_not: str) -> None:
+    # Held questions answer changes only: a right answer behind a wrong one of the same index would
+    # not come before the wait ends. As a failure it is asked for again, from the start.
+    if why_not:
+        raise AgentAnswerError(why_not)
 
 
 def _keepsake(settings: Settings) -> Keepsake | None:
