@@ -18,7 +18,7 @@ LAYERS = [
     # values and rules
     "exceptions identity intentions certificates snapshot",
     # shapes
-    "config consul.wire consul.watch consul.intentions consul.entries consul.chains",
+    "config consul.wire consul.watch consul.intentions consul.pieces consul.entries consul.chains",
     # edges
     "consul.client consul.defaults consul.lookout tls gate standing resolve routing keepsake jwks",
     # the heart

@@ -44,7 +44,7 @@ class Kept:
     Args:
         roots: the CA certificates that were trusted.
         pair: our leaf and its key; hidden from ``repr``.
-        match: the agent's answer about intentions, as JSON.
+        match: the agent's answer about intentions: decoded JSON, or its bytes.
         default_allow: the default policy.
         entries: config entries and keys of jwt-providers, as JSON; ``None`` when not told.
     """
@@ -166,7 +166,7 @@ def _to_json(kept: Kept) -> dict[str, Any]:
         "active": kept.roots.active,
         "chain": kept.pair.leaf.chain_pem,
         "key": kept.pair.key_pem,
-        "match": kept.match,
+        "match": json.loads(kept.match) if isinstance(kept.match, bytes) else kept.match,
         "default_allow": kept.default_allow,
         "entries": kept.entries,
     }

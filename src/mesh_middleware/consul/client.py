@@ -49,7 +49,7 @@ class Answer:
     Args:
         status: HTTP status.
         index: ``X-Consul-Index``; 0 when there was none.
-        body: decoded JSON; the text where it is none.
+        body: decoded JSON, or its bytes to a raw question; the text where it is none.
         headers: the others.
     """
 
@@ -209,7 +209,7 @@ def _judge(question: wire.Question, response: httpx.Response, content: bytes) ->
     body: Any = text
     if status == 200 and content and "json" in response.headers.get("content-type", ""):
         try:
-            body = json.loads(content)
+            body = content if question.raw else json.loads(content)
         except (ValueError, RecursionError) as error:
             raise AgentAnswerError(f"{question.path}: not JSON: {error}") from None
     return Answer(status, _index(response), body, response.headers)

@@ -12,8 +12,8 @@ Source: reference 4.1, 4.3, 4.5, 8.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypedDict, get_args
 
 from ..exceptions import AgentAnswerError
 from ..intentions.model import (
@@ -29,6 +29,7 @@ from ..intentions.model import (
     precedence_of,
 )
 from ..intentions.reasons import Reason
+from . import pieces
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "CONNECT", "OPTIONS", "TRACE")
 """Methods that Consul stores in a permission. Source: reference 4.1."""
@@ -102,6 +103,9 @@ SOURCE_FIELDS = {
 }
 """Keys of one of an entry's ``Sources``, and the field of the flattened form each becomes."""
 
+Known = dict[str, tuple[Permission, ...]]
+"""Permissions by the text of their JSON: services often share them."""
+
 _PATHS: dict[str, PathTest] = {
     "PathExact": "exact",
     "PathPrefix": "prefix",
@@ -126,7 +130,7 @@ def parse_match(answer: object, name: str) -> tuple[Intention, ...]:
     Read an answer of ``/v1/connect/intentions/match?by=destination``.
 
     Args:
-        answer: the decoded JSON.
+        answer: the decoded JSON; or its text, which is then read in pieces.
         name: the destination asked for; the answer is keyed by it as it was given.
 
     Returns:
@@ -137,6 +141,8 @@ def parse_match(answer: object, name: str) -> tuple[Intention, ...]:
 
     Source: reference 4.3; an empty list is ``null``.
     """
+    if isinstance(answer, bytes):
+        return _parse_items(pieces.list_under(name, answer))
     if not isinstance(answer, Mapping) or name not in answer:
         raise AgentAnswerError(f"intentions match: no list for {name!r} in the answer")
     return parse_intentions(answer[name])
@@ -153,7 +159,12 @@ def parse_intentions(items: object) -> tuple[Intention, ...]:
         return ()
     if not isinstance(items, list):
         raise AgentAnswerError("intentions match: a list of intentions was expected")
-    return tuple(parse_intention(item) for item in items)
+    return _parse_items(items)
+
+
+def _parse_items(items: Iterable[object]) -> tuple[Intention, ...]:
+    known: Known = {}
+    return tuple(parse_intention(item, known) for item in pieces.paced(items))
 
 
 def parse_entry(entry: object) -> tuple[Intention, ...]:
@@ -185,54 +196,78 @@ def _flatten(source: object, shared: dict[str, Any]) -> object:
     return renamed | shared
 
 
-def parse_intention(item: object) -> Intention:
+def parse_intention(item: object, known: Known | None = None) -> Intention:
     """
     Read one intention; what cannot be read becomes its `flaw`.
+
+    Args:
+        item: the decoded JSON.
+        known: permissions read before, by their text; equal ones are then one object.
 
     Returns:
         The intention. When it cannot be told whom it is about, its flaw is on everyone.
     """
     try:
         fields = _object(item, INTENTION_FIELDS, "intention")
-        intention = _sides(fields)
+        sides = _sides(fields)
     except _Unread as unread:
         reason = unread.reason
         if reason is Reason.UNREADABLE_PERMISSION:
             reason = Reason.UNREADABLE_SOURCE
         flaw = Flaw(reason, unread.detail, everyone=True)
         return Intention(WILDCARD, WILDCARD, False, flaw=flaw)
+    precedence = fields.get("Precedence")
     try:
-        intention = dataclasses.replace(intention, precedence=precedence_of(intention))
-        intention = dataclasses.replace(intention, precedence=_precedence(intention, fields))
-        return _verdict(intention, fields)
+        if not precedence:
+            precedence = precedence_of(Intention(allow=False, **sides))
+        elif type(precedence) is not int or not 1 <= precedence <= 9:
+            raise _Unread(Reason.UNREADABLE_PERMISSION, f"Precedence {precedence!r}")
+        allow, permissions, jwt = _verdict(fields, {} if known is None else known)
     except _Unread as unread:
-        return dataclasses.replace(intention, flaw=Flaw(unread.reason, unread.detail))
+        flawed = Intention(allow=False, flaw=Flaw(unread.reason, unread.detail), **sides)
+        if type(precedence) is not int or not 1 <= precedence <= 9:
+            precedence = precedence_of(flawed)
+        return dataclasses.replace(flawed, precedence=precedence)
+    return Intention(allow=allow, permissions=permissions, jwt=jwt, precedence=precedence, **sides)
 
 
-def _sides(fields: Mapping[str, Any]) -> Intention:
+class _Sides(TypedDict):
+    """Whom an intention is about: fields of `Intention`."""
+
+    source: str
+    destination: str
+    namespace: str
+    partition: str
+    peer: str
+    destination_namespace: str
+    destination_partition: str
+
+
+def _sides(fields: Mapping[str, Any]) -> _Sides:
     if _text(fields, "SourceType", "consul") != "consul":
         raise _Unread(Reason.UNREADABLE_SOURCE, f"SourceType {fields['SourceType']!r}")
     if _text(fields, "SourceSamenessGroup", ""):
         raise _Unread(Reason.UNREADABLE_SOURCE, "SourceSamenessGroup cannot be resolved")
-    intention = Intention(
-        source=_name(fields, "SourceName", None),
-        destination=_text(fields, "DestinationName", ""),
-        allow=False,
-        namespace=_name(fields, "SourceNS", "default"),
-        partition=_name(fields, "SourcePartition", "default").lower(),
-        peer=_text(fields, "SourcePeer", ""),
-        destination_namespace=_name(fields, "DestinationNS", "default"),
-        destination_partition=_name(fields, "DestinationPartition", "default"),
-    )
-    if intention.namespace == WILDCARD != intention.source:
+    sides: _Sides = {
+        "source": _name(fields, "SourceName", None),
+        "destination": _text(fields, "DestinationName", ""),
+        "namespace": _name(fields, "SourceNS", "default"),
+        "partition": _name(fields, "SourcePartition", "default").lower(),
+        "peer": _text(fields, "SourcePeer", ""),
+        "destination_namespace": _name(fields, "DestinationNS", "default"),
+        "destination_partition": _name(fields, "DestinationPartition", "default"),
+    }
+    if sides["namespace"] == WILDCARD != sides["source"]:
         raise _Unread(Reason.UNREADABLE_SOURCE, "an exact SourceName in any namespace")
-    if WILDCARD in (intention.partition, intention.peer):
+    if WILDCARD in (sides["partition"], sides["peer"]):
         raise _Unread(Reason.UNREADABLE_SOURCE, "a wildcard partition or peer")
-    return intention
+    return sides
 
 
 def _name(fields: Mapping[str, Any], key: str, default: str | None) -> str:
     value = _text(fields, key, default or "", Reason.UNREADABLE_SOURCE) or default
+    if value == "default":
+        return value
     if not value:
         raise _Unread(Reason.UNREADABLE_SOURCE, f"{key} is missing")
     if WILDCARD in value and value != WILDCARD:
@@ -240,23 +275,20 @@ def _name(fields: Mapping[str, Any], key: str, default: str | None) -> str:
     return value
 
 
-def _precedence(intention: Intention, fields: Mapping[str, Any]) -> int:
-    precedence = fields.get("Precedence") or intention.precedence
-    if type(precedence) is not int or not 1 <= precedence <= 9:
-        raise _Unread(Reason.UNREADABLE_PERMISSION, f"Precedence {precedence!r}")
-    return precedence
-
-
-def _verdict(intention: Intention, fields: Mapping[str, Any]) -> Intention:
+def _verdict(
+    fields: Mapping[str, Any], known: Known
+) -> tuple[bool | None, tuple[Permission, ...], tuple[JwtDemand, ...]]:
     permissions = _list(fields, "Permissions")
     jwt = _jwt(fields)
     if not permissions:
-        allow = _allow(fields)
-        return dataclasses.replace(intention, allow=allow, jwt=jwt)
+        return _allow(fields), (), jwt
     if fields.get("Action"):
         raise _Unread(Reason.UNKNOWN_ACTION, "Action beside Permissions")
-    read = tuple(map(_permission, permissions))
-    return dataclasses.replace(intention, allow=None, permissions=read, jwt=jwt)
+    text = repr(permissions)
+    read = known.get(text)
+    if read is None:
+        read = known[text] = tuple(map(_permission, permissions))
+    return None, read, jwt
 
 
 def _permission(item: object) -> Permission:
@@ -331,6 +363,8 @@ def _claim(item: object) -> Claim:
 def _object(item: object, known: Mapping[str, str], what: str) -> Mapping[str, Any]:
     if not isinstance(item, Mapping):
         raise _Unread(Reason.UNREADABLE_PERMISSION, f"{what} is no object")
+    if item.keys() <= known.keys():
+        return item
     for key in item:
         if key not in known:
             raise _Unread(Reason.UNKNOWN_FIELD, f"{what} has an unknown field {key!r}")
@@ -348,6 +382,8 @@ def _text(
         return default
     if not isinstance(value, str):
         raise _Unread(reason, f"{key} is no text")
+    if value.isascii():
+        return value
     try:
         value.encode()
     except UnicodeEncodeError:

@@ -43,6 +43,7 @@ class Question:
         body: JSON value to send, or ``None``.
         needs: ACL permission the request wants, for the message when it is refused.
         nothing: words of an error that means there is no such thing.
+        raw: whether the JSON of the answer is handed on as it is, to be read in pieces.
     """
 
     path: str
@@ -51,6 +52,7 @@ class Question:
     params: Mapping[str, str] = field(default_factory=dict)
     body: Any = field(default=None, repr=False)
     nothing: str = ""
+    raw: bool = False
 
 
 def roots_question() -> Question:
@@ -71,12 +73,13 @@ def match_question(service: str) -> Question:
         "/v1/connect/intentions/match",
         f'intentions:read on "{service}" (service:read or write implies it)',
         params={"by": "destination", "name": service},
+        raw=True,
     )
 
 
 def intentions_question() -> Question:
     """Ask for the list of all intentions: its index serves agents whose match has none."""
-    return Question("/v1/connect/intentions", "intentions:read")
+    return Question("/v1/connect/intentions", "intentions:read", raw=True)
 
 
 def entry_question(kind: str, name: str) -> Question:
