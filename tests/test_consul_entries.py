@@ -115,10 +115,19 @@ def test_locations_are_read_in_order() -> None:
         {"Cookie": {"Name": "c"}},
     ]
     assert parse_provider(provider(Locations=listed)).provider.locations == (
-        Location("header", "X-Token", "T "),
+        Location("header", "X-Token", "T ", forward=True),
         Location("query", "t"),
         Location("cookie", "c"),
     )
+
+
+def test_forwarding_names_a_header() -> None:
+    """In lower case; padding only when asked for."""
+    forwarding = {"HeaderName": "X-Claims", "PadForwardPayloadHeader": True}
+    found = parse_provider(provider(Forwarding=forwarding)).provider
+    assert (found.forward_header, found.forward_padded) == ("x-claims", True)
+    found = parse_provider(provider(Forwarding=None)).provider
+    assert (found.forward_header, found.forward_padded) == ("", False)
 
 
 @pytest.mark.parametrize(
@@ -174,6 +183,7 @@ def test_a_key_file_is_a_source_too() -> None:
         remote(CacheDuration="1x"),
         remote(JWKSCluster={"TLSCertificates": {"CaCertificateProviderInstance": {"X": 1}}}),
         remote(JWKSCluster={"TLSCertificates": {"TrustedCA": {"EnvironmentVariable": "X"}}}),
+        provider(Forwarding={"Header": "x"}),
         provider(Locations={}) | {"Locations": "x"},
         provider(Locations=[{}]),
         provider(Locations=[{"Header": {"Name": "a"}, "Cookie": {"Name": "b"}}]),

@@ -16,7 +16,7 @@ from typing import Any
 from .answers import refusal
 from .certificates import Peer
 from .config import Mode
-from .doors import Door
+from .doors import Door, claim_headers
 from .gate import current_peer
 from .intentions import AsgiFacts, Decision
 from .live import Ended, LiveRequests
@@ -78,6 +78,8 @@ class MeshAuthz:
         caller = verdict.caller
         inner = dict(scope)
         inner["state"] = {**scope.get("state", {}), "mesh": caller}
+        if handed := claim_headers(caller):
+            inner["headers"] = _replaced(scope["headers"], handed)
         if caller.mesh is not self._heard and caller.mesh is not None:
             self._heard = caller.mesh
             caller.mesh.after_change(self._live.sweep_soon)
@@ -116,6 +118,15 @@ class MeshAuthz:
             await send(message)
 
         return watch
+
+
+def _replaced(
+    headers: Iterable[tuple[bytes, bytes]], handed: Mapping[str, str | None]
+) -> list[tuple[bytes, bytes]]:
+    # A name with underscores goes too: what serves WSGI below would take it for the same.
+    gone = {name.replace("_", "-").encode() for name in handed}
+    kept = [(k, v) for k, v in headers if k.lower().replace(b"_", b"-") not in gone]
+    return kept + [(k.encode(), v.encode()) for k, v in handed.items() if v is not None]
 
 
 class _Ending:

@@ -6,6 +6,8 @@ Knows nothing of ASGI or WSGI.
 
 from __future__ import annotations
 
+import base64
+import json
 import logging
 import re
 from collections.abc import Iterable, Mapping
@@ -24,6 +26,7 @@ KNOWN_CALLERS = 1024
 """Verdicts kept for the requests that get the same one."""
 
 _PLAIN = re.compile(rb"/|(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~!$&'()*+,=:@-]+)+/?")
+_NO_HEADERS: Mapping[str, str | None] = {}
 _EXEMPT = decision(Reason.EXEMPT)
 _NOBODY = decision(Reason.NO_PEER)
 _NO_POLICY = decision(Reason.NO_POLICY)
@@ -183,6 +186,34 @@ class Door:
         if peer is None and not self._told_plain:
             self._told_plain = True
             _log.warning("a request without a mesh identity was refused: %s", plain_hint())
+
+
+def claim_headers(caller: Caller) -> Mapping[str, str | None]:
+    """
+    Find the headers in which jwt-providers hand their verified claims over.
+
+    Returns:
+        By lower-case name the value; ``None`` where no token was demanded or verified. Whatever the
+        caller sent under such a name has to go: applications believe it.
+
+    Source: Consul, jwt-provider, "Forwarding"; reference 8.
+    """
+    mesh = caller.mesh
+    providers = mesh.snapshot.conditions.providers if mesh is not None else ()
+    if not providers:
+        return _NO_HEADERS
+    found: dict[str, str | None] = {}
+    for provider in providers:
+        if provider.forward_header:
+            claims = caller.claims.get(provider.name)
+            value = None if claims is None else _payload(claims, provider.forward_padded)
+            found[provider.forward_header] = value or found.get(provider.forward_header)
+    return found
+
+
+def _payload(claims: Mapping[str, Any], padded: bool) -> str:
+    text = base64.urlsafe_b64encode(json.dumps(claims).encode()).decode()
+    return text if padded else text.rstrip("=")
 
 
 def plain_path(facts: RequestFacts) -> str | None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from .answers import refusal
 from .config import Mode
-from .doors import Door
+from .doors import Door, claim_headers
 from .gate import current_peer
 from .intentions import WsgiFacts
 from .mesh import Mesh
@@ -69,6 +69,11 @@ class MeshAuthzWSGI:
             start_response(f"{status} {responses[status]}", _end_to_end(headers))
             return [body]
         environ[KEY] = verdict.caller
+        for name, value in claim_headers(verdict.caller).items():
+            key = f"HTTP_{name.upper().replace('-', '_')}"
+            environ.pop(key, None)
+            if value is not None:
+                environ[key] = value
         return self.app(environ, start_response)
 
 

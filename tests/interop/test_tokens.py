@@ -27,7 +27,8 @@ from mesh_middleware import MeshAuthz
 
 
 async def mine(request):
-    return JSONResponse({name: dict(c) for name, c in request.state.mesh.claims.items()})
+    claims = {name: dict(c) for name, c in request.state.mesh.claims.items()}
+    return JSONResponse({"claims": claims, "header": request.headers.getlist("x-claims")})
 
 
 app = Starlette(routes=[Route("/mine", mine), Route("/open", mine)])
@@ -46,11 +47,12 @@ app.add_middleware(MeshAuthz)
 @app.get("/mine")
 @app.get("/open")
 async def mine(request: Request):
-    return {name: dict(c) for name, c in request.state.mesh.claims.items()}
+    claims = {name: dict(c) for name, c in request.state.mesh.claims.items()}
+    return {"claims": claims, "header": request.headers.getlist("x-claims")}
 """
 
 FLASK = """
-from flask import Flask
+from flask import Flask, request
 
 from mesh_middleware import MeshNative, mesh_caller
 
@@ -61,7 +63,8 @@ MeshNative(app)
 @app.get("/mine")
 @app.get("/open")
 def mine():
-    return {name: dict(c) for name, c in mesh_caller.claims.items()}
+    claims = {name: dict(c) for name, c in mesh_caller.claims.items()}
+    return {"claims": claims, "header": request.headers.getlist("x-claims")}
 """
 
 APPS = {"starlette": STARLETTE, "fastapi": FASTAPI, "flask": FLASK}
@@ -77,7 +80,13 @@ class Issuer:
         public: Any = jwt.algorithms.RSAAlgorithm.to_jwk(self.key.public_key(), as_dict=True)
         jwks = json.dumps({"keys": [{**public, "kid": "1", "use": "sig", "alg": "RS256"}]})
         keys = {"Local": {"JWKS": base64.b64encode(jwks.encode()).decode()}}
-        return {"Kind": "jwt-provider", "Name": "okta", "Issuer": "me", "JSONWebKeySet": keys}
+        return {
+            "Kind": "jwt-provider",
+            "Name": "okta",
+            "Issuer": "me",
+            "JSONWebKeySet": keys,
+            "Forwarding": {"HeaderName": "X-Claims"},
+        }
 
     def token(self, **claims: Any) -> bytes:
         body = {"iss": "me", "sub": "ann", "exp": int(time.time()) + 600} | claims
@@ -92,8 +101,8 @@ def test_claims_of_a_verified_token_reach_the_handler(
     issuer = Issuer()
     agent.set_protocol("tax", "http")
     agent.put_entry(issuer.entry())
-    claims = [{"Path": ["perms", "role"], "Value": "clerk"}]
-    demand = {"Providers": [{"Name": "okta", "VerifyClaims": claims}]}
+    wanted = [{"Path": ["perms", "role"], "Value": "clerk"}]
+    demand = {"Providers": [{"Name": "okta", "VerifyClaims": wanted}]}
     permissions = [
         {"Action": "allow", "HTTP": {"PathExact": "/mine"}, "JWT": demand},
         {"Action": "allow", "HTTP": {"PathExact": "/open"}},
@@ -109,15 +118,21 @@ def test_claims_of_a_verified_token_reach_the_handler(
     served = Served(server.port(), contexts)
 
     def mine(caller: str, path: bytes, token: bytes | None = None) -> bytes:
-        lines = [] if token is None else [b"authorization: Bearer " + token]
+        # Whoever believes the header must not find there what a caller wrote.
+        lines = [b"X-Claims: forged", b"x_claims: forged"]
+        lines += [] if token is None else [b"authorization: Bearer " + token]
         return served.send(caller, b"GET", path, *lines)
 
     good = issuer.token(perms={"role": "clerk"})
     until(lambda: mine("invoice", b"/mine", good).startswith(b"HTTP/1.1 200 "), "the keys")
     seen = json.loads(mine("invoice", b"/mine", good).partition(b"\r\n\r\n")[2])
-    assert seen == {"okta": jwt.decode(good, options={"verify_signature": False})}
+    claims = jwt.decode(good, options={"verify_signature": False})
+    assert seen["claims"] == {"okta": claims}
+    [header] = seen["header"]
+    assert json.loads(base64.urlsafe_b64decode(header + "==")) == claims
     open_one = mine("invoice", b"/open", good)
-    assert json.loads(open_one.partition(b"\r\n\r\n")[2]) == {}, "nobody demanded it"
+    nothing = {"claims": {}, "header": []}
+    assert json.loads(open_one.partition(b"\r\n\r\n")[2]) == nothing, "nobody demanded it"
     refused = [
         mine("invoice", b"/mine"),
         mine("invoice", b"/mine", issuer.token(perms={"role": "boss"})),

@@ -31,7 +31,8 @@ PROVIDER_FIELDS = {
     "Audiences": "a token has to name one of them; none given: it need not",
     "Locations": "`Header`, `QueryParam`, `Cookie`; none given: `Authorization: Bearer`, then the "
     "parameter `access_token`",
-    "Forwarding": "ignored: verified claims are in `request.state.mesh.claims`, not in a header",
+    "Forwarding": "`HeaderName`: what callers send under it is removed; verified claims that were "
+    "demanded stand there, in base64url (`PadForwardPayloadHeader` for padding)",
     "ClockSkewSeconds": "ignored: 30 in `strict`; 60 in `envoy`, as Envoy has it",
     "CacheConfig": "ignored",
 }
@@ -50,6 +51,7 @@ NORMALIZATION_FIELDS = {
     "HeadersWithUnderscoresAction": "what is done about `_` in header names",
 }
 
+_FORWARDING = ("HeaderName", "PadForwardPayloadHeader")
 _STORED = ("Kind", "Meta", "Namespace", "Partition", "CreateIndex", "ModifyIndex", "Hash")
 _SLASHES: dict[str, Literal["keep", "reject", "redirect", "unescape"]] = {
     "": "keep",
@@ -222,6 +224,7 @@ def parse_provider(entry: object) -> ProviderEntry:
     if not name:
         raise AgentAnswerError("jwt-provider: Name is missing")
     keys, source = _keys(known.get("JSONWebKeySet"))
+    forwarding = _known(known.get("Forwarding") or {}, _FORWARDING, "Forwarding")
     provider = JwtProvider(
         name,
         issuer,
@@ -231,6 +234,8 @@ def parse_provider(entry: object) -> ProviderEntry:
         jwks_uri=source.uri if source else "",
         cache_seconds=source.every if source else 0.0,
         timeout=source.timeout if source else 0.0,
+        forward_header=_text(forwarding, "HeaderName").lower(),
+        forward_padded=forwarding.get("PadForwardPayloadHeader") is True,
     )
     return ProviderEntry(provider, source)
 
@@ -298,7 +303,9 @@ def _location(value: object) -> Location:
     if not name:
         raise AgentAnswerError(f"Locations: {kind} has no Name")
     if kind == "Header":
-        return Location("header", name, _text(fields, "ValuePrefix"))
+        return Location(
+            "header", name, _text(fields, "ValuePrefix"), forward=fields.get("Forward") is True
+        )
     return Location("query" if kind == "QueryParam" else "cookie", name)
 
 
