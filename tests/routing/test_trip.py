@@ -289,6 +289,35 @@ def test_an_ejected_instance_stays_ejected_when_the_agent_says_something_new() -
     assert [found.state for found in one.look(1.0).instances].count("open") == 1
 
 
+def test_the_ejected_are_called_when_the_others_are_gone() -> None:
+    """What may fail is better than what must; unless all may be ejected (100 percent)."""
+    for percent, called in ((10, True), (100, False)):
+        one = course(2, Manners(breaking=Breaking(max_failures=1, max_percent=percent)))
+        trip = one.begin(get(), 0.0, 0.1)
+        ejected = trip.next(0.0, 0.1).endpoint
+        trip.heard(Outcome("answer", 500), 0.0, 0.1)
+        trip.close(0.0)
+        left = [told for told in instances(2) if told.endpoint == ejected]
+        one.learn_instances(Place("tax"), left, 0.0)
+        if called:
+            assert one.begin(get(), 1.0, 0.5).next(1.0, 0.5).endpoint == ejected
+        else:
+            with pytest.raises(BreakerOpenError):
+                one.begin(get(), 1.0, 0.5).next(1.0, 0.5)
+
+
+def test_who_cannot_be_reached_costs_nothing_of_the_budget() -> None:
+    """Two of five instances refuse connections, nobody may be ejected: no call is lost."""
+    one, rolls = course(5, Manners(breaking=Breaking(enforcing=0))), iter(dice(21, 20_000))
+    dead = {endpoint(0), endpoint(1)}
+    for number in range(1000):
+        trip = one.begin(Call("POST", b"/"), number / 1000, next(rolls))
+        while trip.next(1.0, next(rolls)).endpoint in dead:
+            assert trip.heard(DEAD, 1.0, 0.5) == 0.0
+        assert trip.heard(OK, 1.0, 0.5) is None
+        trip.close(1.0)
+
+
 def test_limits_refuse_what_is_too_much_and_let_go() -> None:
     """MaxConcurrentRequests 2: the third call is refused before it is sent; one ends, one may."""
     one = course(3, Manners(limits=Limits(concurrent=2)))

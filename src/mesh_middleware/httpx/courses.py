@@ -49,6 +49,10 @@ class TripLike(Protocol):
         """
         ...
 
+    def repeats(self) -> bool:
+        """Whether the attempt would be repeated if its connection broke in mid-answer."""
+        ...
+
     def close(self, now: float) -> None:
         """The answer's body has ended, or was given up. May be called twice."""
         ...

@@ -33,6 +33,8 @@ from .wire import Outgoing
 
 _DEADLINE = DEADLINE_HEADER.encode()
 _GIVEN_UP = Outcome("given_up")
+MAX_HELD_BYTES = 64 * 1024
+"""A longer body is handed over as it comes, and not repeated when it breaks."""
 
 
 class Journey:
@@ -139,6 +141,16 @@ class Journey:
         self.failure = None
         return pause if pause is not None and self._may_go_again(True) else None
 
+    def waits_for_body(self, answer: Answer, response: MeshResponse) -> bool:
+        """
+        Tell whether to read the whole body before handing the answer over: a short one of a call
+        that is repeated when the instance dies in the middle of it.
+        """
+        if answer.whole is not None or self.outgoing.method == "HEAD":
+            return False
+        length = response.headers.get("content-length", "")
+        return length.isdecimal() and int(length) <= MAX_HELD_BYTES and self.trip.repeats()
+
     def arrive(self, response: MeshResponse, answer: Answer) -> MeshResponse:
         """Hand over the answer; the journey ends with its body."""
         if answer.whole is not None:
@@ -200,7 +212,8 @@ def mark(response: MeshResponse, body: bytes) -> None:
 
 
 def _call(outgoing: Outgoing, wishes: Mapping[str, Any]) -> Call:
-    # ``extensions={"mesh": {"timeout": seconds, "key": text, "source": address}}``
+    # ``extensions={"mesh": {"timeout": seconds, "key": text, "source": address,
+    # "retries": Retries(...)}}``
     timeout = wishes.get("timeout")
     return Call(
         outgoing.method,
@@ -210,6 +223,7 @@ def _call(outgoing: Outgoing, wishes: Mapping[str, Any]) -> Call:
         None if timeout is None else time.monotonic() + timeout,
         wishes.get("key"),
         wishes.get("source"),
+        wishes.get("retries"),
     )
 
 

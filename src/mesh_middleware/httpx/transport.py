@@ -20,7 +20,7 @@ import anyio.to_thread
 from ..resolve import Resolver
 from .aio import AsyncCarrier
 from .denial import MAX_DENIAL_BYTES, MeshResponse, may_be_denial
-from .journey import Journey, mark
+from .journey import MAX_HELD_BYTES, Journey, mark
 from .library import httpx
 from .stock import AsyncStockCarrier, StockCarrier
 from .sync import SyncCarrier
@@ -114,7 +114,9 @@ class MeshTransport(_Forkable, httpx.BaseTransport):
                 answer = carrier.send(journey)
                 response = journey.dress(answer)
                 if may_be_denial(answer.status, response.headers):
-                    self._judge(response)
+                    self._judge(response, MAX_DENIAL_BYTES)
+                elif journey.waits_for_body(answer, response):
+                    self._judge(response, MAX_HELD_BYTES)
             except BaseException as error:
                 pause = journey.lost(error)
                 if pause is None:
@@ -146,15 +148,16 @@ class MeshTransport(_Forkable, httpx.BaseTransport):
             )
         return self._carrier
 
-    def _judge(self, response: MeshResponse) -> None:
+    def _judge(self, response: MeshResponse, most: int) -> None:
         rest = iter(response.stream)  # type: ignore[arg-type]
         stream = _Replayed(response.stream, rest)
         response.stream = stream
         try:
-            while stream.size <= MAX_DENIAL_BYTES:
+            while stream.size <= most:
                 part = next(rest, None)
                 if part is None:
-                    mark(response, b"".join(stream.parts))
+                    if response.status_code == 403:
+                        mark(response, b"".join(stream.parts))
                     return
                 stream.add(part)
         except BaseException:
@@ -214,7 +217,9 @@ class AsyncMeshTransport(_Forkable, httpx.AsyncBaseTransport):
                 answer = await carrier.send(journey)
                 response = journey.dress(answer)
                 if may_be_denial(answer.status, response.headers):
-                    await self._judge(response)
+                    await self._judge(response, MAX_DENIAL_BYTES)
+                elif journey.waits_for_body(answer, response):
+                    await self._judge(response, MAX_HELD_BYTES)
             except BaseException as error:
                 pause = journey.lost(error)
                 if pause is None:
@@ -245,15 +250,16 @@ class AsyncMeshTransport(_Forkable, httpx.AsyncBaseTransport):
             self._stock = AsyncStockCarrier(self._targets.mesh, **self._options)
         return self._stock
 
-    async def _judge(self, response: MeshResponse) -> None:
+    async def _judge(self, response: MeshResponse, most: int) -> None:
         rest = aiter(response.stream)  # type: ignore[arg-type]
         stream = _AsyncReplayed(response.stream, rest)
         response.stream = stream
         try:
-            while stream.size <= MAX_DENIAL_BYTES:
+            while stream.size <= most:
                 part = await anext(rest, None)
                 if part is None:
-                    mark(response, b"".join(stream.parts))
+                    if response.status_code == 403:
+                        mark(response, b"".join(stream.parts))
                     return
                 stream.add(part)
         except BaseException:

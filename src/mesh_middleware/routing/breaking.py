@@ -126,7 +126,8 @@ class Budget:
     How many retries there may be.
 
     In any `window`, retries are at most *ratio* of the calls, plus *floor*: a service that is down
-    altogether gets hardly more load than before, and a rarely used one still gets its retry.
+    altogether gets hardly more load than before, and a rarely used one still gets its retry. What
+    never reached an instance is not counted: asking another one is no load for those in trouble.
 
     Args:
         ratio: retries per call.

@@ -106,6 +106,20 @@ class Goal:
             return None
         return self._balancer.pick(seats, now, dice, key)
 
+    def pick_ejected(
+        self, now: float, dice: float, key: int | None, tried: Sequence[Seat]
+    ) -> Seat | None:
+        """
+        Choose an instance though all are ejected: those that were well are gone meanwhile.
+
+        Returns:
+            ``None`` where all may be ejected, or there is none.
+        """
+        left = [seat for seat in self._seats.all if seat not in tried]
+        if self.breaking.max_percent >= 100 or not left:
+            return None
+        return self._balancer.pick(Seats(left, now), now, dice, key)
+
     def offers(self, now: float, tried: Sequence[Seat]) -> bool:
         """Whether `pick` would find somebody."""
         return any(seat not in tried and _may_be_called(seat, now) for seat in self._seats.all)

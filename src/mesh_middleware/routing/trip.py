@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .course import Course
 
 _BY_KEY = frozenset({"ring_hash", "maglev"})
+_BROKEN = Outcome("reset")
 _NOTHING: tuple[HeaderChanges, ...] = ()
 
 
@@ -151,6 +152,10 @@ class Trip:
                 seat = goal.pick(now, dice, self._key, tried, self._course.ejected)
                 if seat is not None:
                     return goal, seat
+        for goal in goals:
+            seat = goal.pick_ejected(now, dice, self._key, rounds[-1])
+            if seat is not None:
+                return goal, seat
         if any(map(len, goals)):
             raise BreakerOpenError(f"{self._course}: every instance is ejected for now")
         raise ResolveError(f"{self._course}: {goals[0].why_none}")
@@ -219,6 +224,14 @@ class Trip:
                 self._release()
         return wait
 
+    def repeats(self) -> bool:
+        """
+        Whether this attempt would be repeated if its connection broke now, in mid-answer: then the
+        rest of a short answer is worth waiting for before it is handed over.
+        """
+        retries = self._retries
+        return self._number <= retries.count and may_retry(retries, self._call, _BROKEN)
+
     def _judge(self, goal: Goal, seat: Seat, outcome: Outcome, now: float, dice: float) -> None:
         before = seat.health
         seat.trial = False
@@ -237,8 +250,11 @@ class Trip:
         if self.deadline is not None and now + wait >= self.deadline:
             return None
         self._tried.append(seat)
-        if not self._has_another(now) or not self._course.budget.take(now):
+        if not self._has_another(now):
             return None
+        # Who could not be reached got no load: to ask somebody else costs nothing of the budget.
+        if outcome.sent or outcome.kind in ("answer", "reset", "timeout"):
+            return wait if self._course.budget.take(now) else None
         return wait
 
     def _has_another(self, now: float) -> bool:
