@@ -143,7 +143,7 @@ class Ca:
         self.certificate = self._certified_by(issuer or self)
 
     def _certified_by(self, issuer: Ca) -> x509.Certificate:
-        builder = _builder(self.name, issuer.name, self.key, *self._window)
+        builder = _builder(self.name, issuer, self.key, *self._window)
         uri = x509.UniformResourceIdentifier(f"spiffe://{self.trust_domain}")
         for extension, critical in (
             (x509.BasicConstraints(self._ca, None), True),
@@ -207,7 +207,7 @@ class Ca:
         if extended is not None:
             wanted.append((x509.ExtendedKeyUsage([_EKUS[each] for each in extended]), False))
         made = make_key(key)
-        builder = _builder(x509.Name([]), self.name, made, not_before, not_after)
+        builder = _builder(x509.Name([]), self, made, not_before, not_after)
         for extension, critical in wanted:
             builder = builder.add_extension(extension, critical)
         if chain is None:
@@ -221,10 +221,16 @@ def usage(*on: str) -> x509.KeyUsage:
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, key: Key, start: datetime, end: datetime
+    subject: x509.Name, issuer: Ca, key: Key, start: datetime, end: datetime
 ) -> x509.CertificateBuilder:
-    serial = x509.random_serial_number()
-    return x509.CertificateBuilder(issuer, subject, key.public_key(), serial, start, end)
+    serial, public = x509.random_serial_number(), key.public_key()
+    signer = x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer.key.public_key())
+    # Both identifiers, as Consul writes them: Python 3.13 believes no chain without.
+    return (
+        x509.CertificateBuilder(issuer.name, subject, public, serial, start, end)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), False)
+        .add_extension(signer, False)
+    )
 
 
 def plain_context(role: str, roots: Iterable[Ca], made: Made | None, **options: Any) -> Any:
