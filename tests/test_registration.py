@@ -25,7 +25,6 @@ from mesh_middleware.dev import DevAgent
 from mesh_middleware.dev.acl import service_token
 from mesh_middleware.dev.http import Answer, Request
 from mesh_middleware.exceptions import (
-    AgentError,
     AgentRefusedError,
     AgentUnavailableError,
     ConfigError,
@@ -292,15 +291,12 @@ def test_who_is_not_the_owner_registers_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("status", ["passing", "critical"])
 def test_lost_registration_is_made_again(tmp_path: Path, status: str) -> None:
-    """An agent that forgot us says so to the next beat; the one after registers anew."""
+    """An agent that forgot us says so to the next beat, which registers anew at once."""
 
     async def scenario() -> None:
         async with kept(tmp_path) as mine:
             await mine.beat()
             mine.agent.deregister("tax-5003")
-            with pytest.raises(AgentError):
-                await mine.beat(status)
-            assert not mine.registration.registered
             await mine.beat(status)
             assert set(await mine.services()) == {"tax-5003"}
             assert await mine.status() == status
@@ -451,6 +447,38 @@ def test_registration_that_was_cut_short_is_taken_away_too(tmp_path: Path) -> No
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(mine.beat(), 0.05)
             assert set(await mine.services()) == {"tax-5003"}
+            await mine.end()
+            assert await mine.services() == {}
+
+    run(scenario())
+
+
+def test_owner_that_hands_over_leaves_the_instance(tmp_path: Path) -> None:
+    """A worker that is replaced lets go of the lock alone: no moment without the instance."""
+
+    async def scenario() -> None:
+        async with kept(tmp_path) as mine:
+            await mine.beat()
+            await mine.registration.end(hand_over=True)
+            assert set(await mine.services()) == {"tax-5003"}
+            assert not mine.registration.owner
+            assert mine.told == [True]
+            await mine.beat()
+            await mine.end()
+            assert await mine.services() == {}
+
+    run(scenario())
+
+
+def test_one_that_stood_by_takes_away_what_nobody_owns(tmp_path: Path) -> None:
+    """The owner was killed, or handed over to nobody, and all end: the instance does not stay."""
+
+    async def scenario() -> None:
+        async with kept(tmp_path) as mine:
+            with holder(tmp_path) as owner:
+                assert said(owner) == "held"
+                await mine.beat()
+            mine.agent.register({"ID": "tax-5003", "Name": "tax", "Port": 5003})
             await mine.end()
             assert await mine.services() == {}
 

@@ -135,6 +135,16 @@ class Mesh:
         self.ending = True
         self._tell_listeners()
 
+    def hand_over_if(self, hands_over: Callable[[], bool]) -> None:
+        """
+        Leave the registration to the process that follows this one, instead of taking it away.
+
+        Args:
+            hands_over: asked when the mesh closes: whether another worker goes on.
+        """
+        if self._watcher is not None:
+            self._watcher.hands_over = hands_over
+
     def close(self) -> None:
         """Deregister and stop watching. Afterwards nothing is allowed and no handshake succeeds."""
         with self._lock:

@@ -101,7 +101,7 @@ class Registration:
         self._client = client
         self._lock = lock
         self._told = told
-        self._sent = False
+        self._sent = self._stood_by = False
         self.registered = False
 
     @property
@@ -121,34 +121,47 @@ class Registration:
             AgentError: the agent did not take it; the next beat registers anew.
         """
         if not self._lock.acquire():
+            self._stood_by = True
             return
-        if not self.registered:
+        known = self.registered
+        if not known:
             await self._register()
         try:
             await self._report(status, output)
         except AgentError:
             # An agent that lost its state knows the check no more, and says so with 404 or 500.
             self.registered = False
-            raise
+            if not known:
+                raise
+            await self._register()
+            await self._report(status, output)
 
-    async def end(self) -> None:
-        """Turn the check critical, deregister, and let go of the ownership."""
+    async def end(self, *, hand_over: bool = False) -> None:
+        """
+        Turn the check critical, deregister, and let go of the ownership.
+
+        Args:
+            hand_over: another process goes on in this one's place: only let go.
+        """
         try:
-            await self._deregister()
+            if not hand_over:
+                await self._deregister()
         finally:
             # Also when it is given up: a file that is collected later would take the lock with it
             # that another mesh of this process holds by then.
             self._lock.release()
 
     async def _deregister(self) -> None:
-        # Also after a registration that was cut short: the agent may have taken it.
-        if self._sent:
-            self._sent = self.registered = False
+        # Also after a registration that was cut short, which the agent may have taken; and where
+        # the owner went without a word, or handed over to nobody.
+        sent, self._sent, self.registered = self._sent, False, False
+        if sent or (self._stood_by and self._lock.acquire()):
             try:
                 with contextlib.suppress(AgentError):
                     await self._report("critical", "the service is stopping")
                 await self._client.ask(wire.deregister_question(self._settings))
-                self._told(False)
+                if sent:
+                    self._told(False)
             except AgentError as error:
                 _log.warning("deregistration of %s: %s", self._settings.instance_id, error)
 

@@ -81,6 +81,7 @@ class Watcher:
         swept: Callable[[], None] = lambda: None,
     ) -> None:
         self.registered = False
+        self.hands_over: Callable[[], bool] = lambda: False
         self._settings = settings
         self._belief = belief
         self._plugins = plugins
@@ -199,24 +200,24 @@ class Watcher:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=1.0)
-        await self._start_leaving()
+        await self._start_leaving(hand_over=self.hands_over())
         await self._client.close()
 
-    def _start_leaving(self) -> asyncio.Task[None]:
+    def _start_leaving(self, *, hand_over: bool = False) -> asyncio.Task[None]:
         # One task for both notices, and not among those that the end cancels: the second must not
         # cut the first short between turning critical and deregistering.
         if self._leaving is None:
-            self._leaving = asyncio.get_running_loop().create_task(self._leave())
+            self._leaving = asyncio.get_running_loop().create_task(self._leave(hand_over))
         return self._leaving
 
-    async def _leave(self) -> None:
+    async def _leave(self, hand_over: bool) -> None:
         if self._registration is None:
             return
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.wait([self._keeper], timeout=1.0)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._registration.end(), CLOSE_TIMEOUT)
+            await asyncio.wait_for(self._registration.end(hand_over=hand_over), CLOSE_TIMEOUT)
 
     def _make_registration(self) -> Registration | None:
         if not (self._settings.register and self._settings.port):

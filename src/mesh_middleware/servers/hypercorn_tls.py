@@ -39,6 +39,9 @@ TERM_SLACK = 10.0
 STREAMS_END = 0.6
 """Part of Hypercorn's graceful timeout after which live streams are ended."""
 
+HANDSHAKE_SECONDS = 10
+"""For a handshake, unless the file says otherwise; Hypercorn's own minute lets idlers pile up."""
+
 _WHERE = "the [mesh] table"
 _taught = False
 
@@ -104,6 +107,8 @@ def start_mesh(config: Any) -> ssl.SSLContext:
         _end(str(error))
     set_default_mesh(mesh)
     _withdraw_on_shutdown(mesh, STREAMS_END * config.graceful_timeout)
+    if config.ssl_handshake_timeout == type(config).ssl_handshake_timeout:
+        config.ssl_handshake_timeout = HANDSHAKE_SECONDS
     # With a reachable agent this takes some 50 ms; without one the server starts anyway.
     mesh.ready(settings.ready_timeout)
     context = mesh.server_context()
@@ -210,6 +215,8 @@ def _withdraw_on_shutdown(mesh: Mesh, streams_end: float) -> None:
     event = find_shutdown_event()
     if event is None:
         return
+    # A worker that ends by itself (max_requests) is replaced: no gap between the two.
+    mesh.hand_over_if(lambda: not event.is_set())
 
     def wait() -> None:
         event.wait()
