@@ -1,9 +1,9 @@
 """
 Makes ``certfile = keyfile = "mesh"`` mean our context in Hypercorn.
 
-Owns the one place where a foreign class is touched: ``Config.create_ssl_context``, which Hypercorn
-calls in the worker, with settings and bind known, before it serves. There the mesh starts. A test
-fails when Hypercorn changes what this stands on.
+Touches one foreign class, ``Config.create_ssl_context``, which Hypercorn calls in the worker, with
+settings and bind known, before it serves: there the mesh starts. (`hypercorn_mend` repairs two
+more.) A test fails when Hypercorn changes what this stands on.
 
 Hypercorn runs WSGI applications by ``loop.run_in_executor``, which copies no context; the loop
 gets a default executor that does, so that the peer reaches the application's thread.
@@ -32,6 +32,7 @@ from ..consul.client import check_files
 from ..exceptions import ConfigError
 from ..mesh import Mesh, set_default_mesh
 from .hosting import find_config, find_shutdown_event, find_sockets, is_marked, table
+from .hypercorn_mend import mend
 
 TERM_SLACK = 10.0
 """Seconds beyond Hypercorn's graceful timeout after which a worker told to end is ended."""
@@ -100,6 +101,7 @@ def start_mesh(config: Any) -> ssl.SSLContext:
         The live context, with Hypercorn's protocols to offer.
     """
     _drain_on_shutdown(config)
+    mend()
     settings = _settings(config)
     try:
         mesh = Mesh(settings=settings).start()

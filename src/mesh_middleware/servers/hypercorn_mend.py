@@ -1,0 +1,72 @@
+"""
+Mends what lets one peer end the requests of others in Hypercorn (0.18).
+
+Owns two repairs. In HTTP/2, bytes that arrive for a stream that has been answered already raise a
+``KeyError``, which ends every other stream of the connection; each refused upload is such a
+stream. And on the trio worker whatever a connection raises ends the whole server: a ``:path`` that
+is not ASCII is enough, from a peer whom no intention allows. Knows nothing of the mesh.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+_log = logging.getLogger("mesh_middleware.server")
+
+
+class _Answered:
+    """A stream that is done: what still comes for it is dropped."""
+
+    idle = True
+
+    async def handle(self, event: object) -> None:
+        pass
+
+
+_ANSWERED = _Answered()
+
+
+class _Streams(dict[int, Any]):
+    def __missing__(self, stream: int) -> _Answered:
+        return _ANSWERED
+
+
+def mend() -> None:
+    """Repair the parts of Hypercorn that this worker has loaded; to be called before it serves."""
+    from hypercorn.protocol.h2 import H2Protocol
+
+    if not hasattr(H2Protocol, "mesh_mended"):
+        _keep_streams(H2Protocol)
+    trio_server = sys.modules.get("hypercorn.trio.tcp_server")
+    if trio_server is not None and not hasattr(trio_server.TCPServer, "mesh_mended"):
+        _outlive_connections(trio_server.TCPServer)
+
+
+def _keep_streams(protocol: Any) -> None:
+    original = protocol.__init__
+
+    def __init__(self: Any, *args: Any, **options: Any) -> None:
+        original(self, *args, **options)
+        self.streams = _Streams(self.streams)
+
+    protocol.__init__, protocol.mesh_mended = __init__, True
+
+
+def _outlive_connections(server: Any) -> None:
+    original = server.run
+
+    async def run(self: Any) -> None:
+        try:
+            await original(self)
+        except* Exception as group:
+            _log.warning("a connection ended by an error of the server: %s", _name(group))
+
+    server.run, server.mesh_mended = run, True
+
+
+def _name(error: BaseException) -> str:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return f"{type(error).__name__}: {error}"[:200]
