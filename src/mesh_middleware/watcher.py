@@ -88,7 +88,7 @@ class Watcher:
         self._client = ConsulClient(settings, transport)
         self._now = now
         self._swept = swept
-        self._keepsake = _keepsake(settings)
+        self._keepsake = open_keepsake(settings)
         self.follower = Follower(
             settings,
             self._client,
@@ -450,7 +450,13 @@ def _demand_taken(why_not: str) -> None:
         raise AgentAnswerError(why_not)
 
 
-def _keepsake(settings: Settings) -> Keepsake | None:
+def open_keepsake(settings: Settings) -> Keepsake | None:
+    """
+    The sealed file that the settings name, if they do; touches no disk.
+
+    Raises:
+        ConfigError: its key is none.
+    """
     if not settings.keep_file:
         return None
     purpose = f"{settings.service}\n{settings.agent}"

@@ -73,8 +73,9 @@ def test_flask_may_name_the_service_itself(serve: Serve, agent: DevAgent) -> Non
             {"service": "tax", "agent": "https://127.0.0.1:1", "ca_file": "/nowhere.pem"},
             "/nowhere.pem",
         ),
+        ({"service": "tax", "keep_file": "k", "keep_key": "short"}, "keep_key: 32 bytes"),
     ],
-    ids=["unknown", "unknown service", "mode", "port", "agent", "half a pair", "missing file"],
+    ids="unknown,unknown service,mode,port,agent,half a pair,missing file,keep key".split(","),
 )
 @pytest.mark.parametrize("app", ["starlette", "flask"])
 def test_a_bad_table_is_one_line(

@@ -31,6 +31,7 @@ from ..config import Settings, load_settings, offered_options
 from ..consul.client import check_files
 from ..exceptions import ConfigError
 from ..mesh import Mesh, set_default_mesh
+from ..watcher import open_keepsake
 from .hosting import find_config, find_shutdown_event, find_sockets, is_marked, table
 from .hypercorn_mend import mend
 
@@ -151,7 +152,9 @@ def check_hosted() -> None:
         _end("HTTP/3 (quic_bind) has no mesh identity: leave it out")
     try:
         # Here, since an error in create_ssl_context would print a hundred lines.
-        check_files(_settings(config))
+        settings = _settings(config)
+        check_files(settings)
+        open_keepsake(settings)
     except ConfigError as error:
         _end(str(error))
 
