@@ -24,16 +24,16 @@ LAYERS = [
     # the heart
     "mesh plugins hookspecs belief chains entries following registration upstreams watcher metrics",
     # doors, and what they share
-    "asgi wsgi flask httpx servers doors answers live",
+    "asgi wsgi flask httpx httpx2 servers doors answers live",
     # commands
     "cli dev pytest_plugin",
 ]
 LAYER = {name: number for number, line in enumerate(LAYERS) for name in line.split()}
 PURE = {name for name, number in LAYER.items() if number <= 1} - {"config"}
 
-DOORS = {"asgi", "wsgi", "flask", "httpx", "servers"}
+DOORS = {"asgi", "wsgi", "flask", "httpx", "httpx2", "servers"}
 # A framework's door stands on its gateway's; both end at import what their server cannot run.
-STANDS_ON = {("flask", "wsgi"), ("flask", "servers"), ("wsgi", "servers")}
+STANDS_ON = {("flask", "wsgi"), ("flask", "servers"), ("wsgi", "servers"), ("httpx2", "httpx")}
 
 EFFECTS = "asyncio httpx logging os pathlib random socket ssl subprocess tempfile threading".split()
 
