@@ -20,6 +20,8 @@ from typing import Any
 from .certificates import Peer
 
 Handle = asyncio.Task[Any]
+Entry = tuple[Peer | None, Mapping[str, Any], Any]
+"""Who sent a request, its scope, and the entry of the request that the same task was at before."""
 Denied = Callable[[Peer | None, Mapping[str, Any]], bool]
 """Whether a request that was let in would be denied now."""
 
@@ -38,7 +40,7 @@ class LiveRequests:
 
     def __init__(self, denied: Denied) -> None:
         self._denied = denied
-        self._live: dict[Any, tuple[Peer | None, Mapping[str, Any]]] = {}
+        self._live: dict[Any, Entry] = {}
         self._ended: set[Any] = set()
         self._call_soon: Callable[[Callable[[], None]], Any] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -63,7 +65,8 @@ class LiveRequests:
             task = self._find_task()
             if task is None:
                 return None
-        self._live[task] = (peer, scope)
+        # An application may call itself, in the task of the request it answers.
+        self._live[task] = (peer, scope, self._live.get(task))
         return task
 
     def _find_task(self) -> Handle | None:
@@ -78,13 +81,15 @@ class LiveRequests:
 
     def leave(self, task: Handle) -> None:
         """The request is done, one way or the other."""
-        del self._live[task]
-        if self._ended:
+        outer = self._live.pop(task)[2]
+        if outer is not None:
+            self._live[task] = outer
+        elif self._ended:
             self._ended.discard(task)
 
     def was_ended(self, task: Handle) -> bool:
         """Whether a sweep has cancelled the request; then the cancellation ends with it."""
-        if task not in self._ended:
+        if task not in self._ended or self._live[task][2] is not None:
             return False
         task.uncancel()
         return True
@@ -102,7 +107,7 @@ class LiveRequests:
         if self._call_soon is None:
             self._call_soon = trio.lowlevel.current_trio_token().run_sync_soon
         with trio.CancelScope() as cancel:
-            self._live[cancel] = (peer, scope)
+            self._live[cancel] = (peer, scope, None)
             try:
                 await work
             finally:
@@ -121,8 +126,16 @@ class LiveRequests:
 
     def sweep(self) -> None:
         """End what is denied now."""
-        for handle, (peer, scope) in list(self._live.items()):
-            if handle not in self._ended and self._denied(peer, scope):
+        for handle, entry in list(self._live.items()):
+            if handle not in self._ended and self._any_denied(entry):
                 if isinstance(handle, asyncio.Task):
                     self._ended.add(handle)
                 handle.cancel()
+
+    def _any_denied(self, entry: Entry | None) -> bool:
+        while entry is not None:
+            peer, scope, outer = entry
+            if self._denied(peer, scope):
+                return True
+            entry = outer
+        return False
