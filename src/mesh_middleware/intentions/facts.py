@@ -73,7 +73,8 @@ class RequestFacts(ABC):
     @property
     def odd_query(self) -> bool:
         """Whether the query has ``#``, space, control or non-ASCII bytes: no sound client's."""
-        return _QUERY.fullmatch(self.query) is None
+        query = self.query
+        return query != b"" and _QUERY.fullmatch(query) is None
 
     @property
     def key(self) -> Hashable:
@@ -177,7 +178,8 @@ class AsgiFacts(RequestFacts):
     @property
     def key(self) -> Hashable:
         scope = self.scope
-        odd = scope["query_string"] != b"" and self.odd_query
+        query = scope["query_string"]
+        odd = query != b"" and _QUERY.fullmatch(query) is None
         return (scope.get("method"), scope.get("raw_path"), scope["path"], odd)
 
 

@@ -55,6 +55,17 @@ class Alternative(NamedTuple):
     made_up: bool = False
 
 
+MAX_SIZE = wire.MAX_HEAD
+"""Bytes of one header's values; proxies refuse the whole head then."""
+
+MAX_PARTS = 256
+"""Values, or parts of a list, that are looked at in one header."""
+
+
+class TooMuchError(Exception):
+    """A header is too large, or too long a list, to be read in every way: refused."""
+
+
 _ABSENT = (Alternative("headers", None),)
 
 
@@ -65,12 +76,14 @@ class HeaderView:
     Args:
         facts: the request.
         options: what proxies of this mesh do to requests.
+        strict: whether more than the reading of Envoy's rules is wanted.
     """
 
-    __slots__ = ("_cache", "_facts", "_lines", "_merged", "_once", "_options", "_seen")
+    __slots__ = ("_cache", "_facts", "_lines", "_merged", "_once", "_options", "_seen", "_strict")
 
-    def __init__(self, facts: RequestFacts, options: Normalization) -> None:
+    def __init__(self, facts: RequestFacts, options: Normalization, *, strict: bool = True) -> None:
         self._facts = facts
+        self._strict = strict
         self._options = options
         self._cache: dict[bytes, tuple[Alternative, ...]] = {}
         self._once = _once(facts)
@@ -87,6 +100,9 @@ class HeaderView:
 
         Returns:
             The readings, the one of Envoy's rules first.
+
+        Raises:
+            TooMuchError: the header is too large, or too long a list.
         """
         once = self._once
         if once is not None and name not in _TWISTED and name[:1] != b":":
@@ -109,7 +125,10 @@ class HeaderView:
         wanted = name if self._facts.dashes_known else name.replace(b"_", b"-")
         envoy = seen.get(wanted)
         found = [Alternative("headers", envoy, wanted in wire.MADE_UP and self._made_up(wanted))]
+        if not self._strict:
+            return found
         sent = [value for line, value in self._lines if line == wanted] or None
+        _check_size([*(envoy or ()), *(sent or ())])
         if sent != envoy:
             found.append(Alternative(self._why(wanted, sent, envoy), sent))
         for values in (envoy, sent):
@@ -171,7 +190,14 @@ class HeaderView:
         found = [value for line, value in self._lines if line.replace(b"_", b"-") == dashed]
         if not found or found == values:
             return []
+        _check_size(found)
         return [Alternative("underscores", found), Alternative("underscores", [b",".join(found)])]
+
+
+def _check_size(values: Sequence[bytes]) -> None:
+    parts = sum(value.count(b",") for value in values) + len(values)
+    if parts > MAX_PARTS or sum(map(len, values)) > 2 * MAX_SIZE:
+        raise TooMuchError(f"a header of {parts} values")
 
 
 def _once(facts: RequestFacts) -> dict[bytes, bytes] | None:

@@ -62,10 +62,11 @@ class HeaderTest:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What is left of a permission when its path and method match."""
+    """A permission without its path."""
 
     index: int
     allow: bool
+    methods: frozenset[bytes]
     headers: tuple[HeaderTest, ...]
     jwt: tuple[JwtDemand, ...]
 
@@ -121,14 +122,16 @@ class PathTable:
         Returns:
             Permissions whose method and path match, up to the first that asks no more.
         """
-        name = method.decode("latin-1")
+        matched = self._match(view)
+        if len(matched) > 1:
+            matched = sorted(set(matched))
         found = []
-        for index in sorted(set(self._match(view))):
-            methods = self.permissions[index].methods
-            if methods and name not in methods:
+        for index in matched:
+            step = self.steps[index]
+            if step.methods and method not in step.methods:
                 continue
-            found.append(self.steps[index])
-            if not self.steps[index].headers:
+            found.append(step)
+            if not step.headers:
                 break
         return tuple(found)
 
@@ -156,7 +159,8 @@ class PathTable:
 
 def _step(index: int, permission: Permission) -> Step:
     headers = tuple(map(_header_test, permission.headers))
-    return Step(index, permission.allow, headers, permission.jwt)
+    methods = frozenset(method.encode() for method in permission.methods)
+    return Step(index, permission.allow, methods, headers, permission.jwt)
 
 
 def _header_test(match: HeaderMatch) -> HeaderTest:
@@ -240,7 +244,8 @@ def envoy_refuses(permissions: Sequence[Permission], default_allow: bool) -> Fla
     return None
 
 
-_SIMPLE = re.compile(r"\^[A-Za-z0-9_./:-]*(?:\[\^/\]\+[A-Za-z0-9_./:-]*)+\$")
+_SIMPLE = re.compile(r"\^[A-Za-z0-9_./:-]*(?:(?<=/)\[\^/\]\+(?=[/$])[A-Za-z0-9_./:-]*)+\$")
+"""Patterns that `re` matches without trying twice: each ``[^/]+`` is a segment of its own."""
 
 
 def full_match(pattern: str) -> Test | None:

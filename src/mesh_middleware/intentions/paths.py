@@ -68,12 +68,14 @@ def envoy_path(path: bytes, options: Normalization) -> bytes | None:
 
     Source: reference 5.6; escaped slashes first, merged slashes last.
     """
+    if PLAIN.fullmatch(path):
+        return path
     if options.escaped_slashes != "keep" and _ESCAPED_SLASH.search(path):
         if options.escaped_slashes != "unescape":
             return None
         path = decode_slashes(path)
     if options.paths:
-        if has_nul(_DOT_PARAMS.sub(rb"\1", path)):
+        if has_nul(path) and has_nul(_DOT_PARAMS.sub(rb"\1", path)):
             return None
         path = normalize(path)
     return merge_slashes(path) if options.merge_slashes else path

@@ -23,7 +23,7 @@ from urllib.parse import quote_from_bytes
 
 from . import paths, wire
 from .facts import RequestFacts
-from .headers import Alternative, HeaderView
+from .headers import Alternative, HeaderView, TooMuchError
 from .jwt import Tokens
 from .matchers import HeaderTest, PathTable, Step
 from .model import Decision, Intention, JwtDemand, Normalization, decision
@@ -138,11 +138,13 @@ class Outcome(NamedTuple):
     @property
     def final(self) -> bool:
         """Whether neither headers nor tokens matter any more."""
-        return not any(
-            (branch.intention is not None and branch.intention.jwt)
-            or any(step.headers or step.jwt for step in branch.steps)
-            for branch in (*self.branches, *self.envoy)
-        )
+        for branch in (*self.branches, *self.envoy):
+            if branch.intention is not None and branch.intention.jwt:
+                return False
+            for step in branch.steps:
+                if step.headers or step.jwt:
+                    return False
+        return True
 
 
 class Request:
@@ -161,7 +163,8 @@ class Request:
     def view(self) -> HeaderView:
         """The headers."""
         if self._view is None:
-            self._view = HeaderView(self._facts, self._terms.options)
+            strict = self._terms.reading == "strict"
+            self._view = HeaderView(self._facts, self._terms.options, strict=strict)
         return self._view
 
     @property
@@ -205,7 +208,7 @@ class Program:
         connection: whether connections are judged, where permissions count as denials.
     """
 
-    __slots__ = ("_connection", "_memory", "_tables", "_terms", "decision", "found")
+    __slots__ = ("_answers", "_connection", "_memory", "_tables", "_terms", "decision", "found")
 
     def __init__(
         self,
@@ -220,14 +223,15 @@ class Program:
         self._terms = terms
         self._tables = tables
         self._memory: dict[object, Decision | Outcome] = {}
+        self._answers: dict[object, Decision] = {}
         self.decision: Decision | None = self._beforehand()
 
     def _beforehand(self) -> Decision | None:
         """Decide now, where no request matters."""
         if not self._connection and any(i.allow is None or i.jwt for i in self.found.all):
             return None
-        nowhere = paths.Reading("normalized", b"/")
-        return self._conclude(self._outcome(b"GET", (nowhere,), nowhere), None)
+        nowhere = (paths.Reading("normalized", b"/"),)
+        return self._conclude(self._outcome(b"GET", nowhere, nowhere), None)
 
     def judge(self, facts: RequestFacts) -> Decision:
         """Decide about one request of this source."""
@@ -237,7 +241,12 @@ class Program:
             outcome = self._read_path(facts)
             self._remember(key, facts, outcome)
         if type(outcome) is Outcome:
-            return self._conclude(outcome, Request(facts, self._terms))
+            try:
+                return self._conclude(outcome, Request(facts, self._terms))
+            except TooMuchError as error:
+                return decision(
+                    Reason.UNSOUND_HEADER, readings=("headers_split",), detail=str(error)
+                )
         assert isinstance(outcome, Decision)
         return outcome
 
@@ -249,45 +258,57 @@ class Program:
             self._terms.memory.keep(self._memory, key, outcome)
 
     def _read_path(self, facts: RequestFacts) -> Decision | Outcome:
-        method = facts.method
+        method, app, target = facts.method, facts.path, facts.target
         if method not in wire.METHODS:
             return decision(Reason.UNSOUND_METHOD, detail=repr(method[:100]))
-        path, app = self._paths_of(facts)
-        normal = paths.envoy_path(path, self._terms.options) if path is not None else None
+        if len(app if target is None else target) > wire.MAX_HEAD:
+            return decision(Reason.UNSOUND_TARGET, detail="a target that is too long")
+        raw = app if target is None else target.partition(b"?")[0]
+        if raw == app and app and paths.PLAIN.fullmatch(app) and not facts.odd_query:
+            plain = (paths.Reading("normalized", app),)
+            return self._settle(self._outcome(method, plain, plain))
+        return self._read_odd(facts, method, app)
+
+    def _read_odd(self, facts: RequestFacts, method: bytes, app: bytes) -> Decision | Outcome:
+        """Read a path that layers may read differently."""
+        path, options = self._raw_path(facts, app), self._terms.options
+        strict = self._terms.reading == "strict"
+        if strict and path is not None and len(path) > MAX_AMBIGUOUS:
+            return decision(Reason.UNSOUND_TARGET, readings=("too_long",))
+        normal = paths.envoy_path(path, options) if path is not None else None
         if path is None or normal is None:
             return decision(Reason.UNSOUND_TARGET, detail=repr((facts.target or app)[:200]))
-        if self._terms.reading == "strict" and paths.has_nul(path):
+        if strict and paths.has_nul(path):
             return decision(Reason.UNSOUND_TARGET, readings=("decoded",))
-        first = paths.Reading("normalized", normal)
-        views: tuple[paths.Reading, ...] = (first,)
-        if self._terms.reading == "strict" and not (paths.PLAIN.fullmatch(path) and app == path):
-            if len(path) > MAX_AMBIGUOUS:
-                return decision(Reason.UNSOUND_TARGET, readings=("too_long",))
-            views = paths.readings(path, app, normal)
-        outcome = self._outcome(method, views, first)
-        return self._conclude(outcome, Request(facts, self._terms)) if outcome.final else outcome
+        first = (paths.Reading("normalized", normal),)
+        views = paths.readings(path, app, normal) if strict else first
+        return self._settle(self._outcome(method, views, first))
 
-    def _paths_of(self, facts: RequestFacts) -> tuple[bytes | None, bytes]:
-        """Find the raw path, and the one the application routes by; the former may be unsound."""
-        app = facts.path
+    def _settle(self, outcome: Outcome) -> Decision | Outcome:
+        return self._conclude(outcome, None) if outcome.final else outcome
+
+    def _raw_path(self, facts: RequestFacts, app: bytes) -> bytes | None:
+        """Find the raw path; ``None`` when no sound client sends it."""
         target = facts.target
         if target is None:
             if not app.startswith(b"/") or b"\0" in app or facts.odd_query:
-                return None, app
-            return quote_from_bytes(app, safe="/!$&'()*+,;=:@").encode(), app
+                return None
+            return quote_from_bytes(app, safe="/!$&'()*+,;=:@").encode()
         parts = wire.split_target(target)
-        return (parts.path if parts is not None else None), app
+        return parts.path if parts is not None else None
 
     def _outcome(
-        self, method: bytes, views: Sequence[paths.Reading], normal: paths.Reading
+        self, method: bytes, views: Sequence[paths.Reading], normal: Sequence[paths.Reading]
     ) -> Outcome:
         found, terms = self.found, self._terms
-        envoy = self._branches(found.envoy, method, (normal,))
         if terms.reading == "envoy":
-            return Outcome(envoy, envoy)
+            branches = self._branches(found.envoy, method, normal)
+            return Outcome(branches, branches)
+        if found.simple:
+            return Outcome(self._branches((found.first,), method, views), ())
         cautious = terms.default is not Reason.DEFAULT_DENY
         branches = self._branches(found.strict(cautious), method, views)
-        return Outcome(branches, () if found.simple else envoy)
+        return Outcome(branches, self._branches(found.envoy, method, normal))
 
     def _branches(
         self,
@@ -297,11 +318,14 @@ class Program:
     ) -> tuple[Branch, ...]:
         found = []
         for intention in intentions:
-            chains: dict[tuple[Step, ...], list[str]] = {}
             table = self._tables.get(id(intention))
+            if len(views) == 1 or table is None:
+                steps = table.chain(method, views[0]) if table is not None else ()
+                found.append(Branch(tuple(view.name for view in views), intention, steps))
+                continue
+            chains: dict[tuple[Step, ...], list[str]] = {}
             for view in views:
-                steps = table.chain(method, view) if table is not None else ()
-                chains.setdefault(steps, []).append(view.name)
+                chains.setdefault(table.chain(method, view), []).append(view.name)
             found += [Branch(tuple(names), intention, steps) for steps, names in chains.items()]
         return tuple(found)
 
@@ -313,10 +337,19 @@ class Program:
         if refused is not None:
             return self._refuse(outcome, verdicts, refused, request)
         branch, verdict = outcome.branches[0], verdicts[0]
-        answer = decision(verdict.reason, branch.intention, verdict.permission)
+        answer = self._plain(verdict, branch.intention)
         if request is not None and request.claims:
             answer = replace(answer, claims=request.claims)
         return answer
+
+    def _plain(self, verdict: Verdict, intention: Intention | None) -> Decision:
+        """Make a decision without readings; equal ones of one program are the same object."""
+        key = (verdict.permission, verdict.reason._value_, id(intention))
+        known = self._answers.get(key)
+        if known is None:
+            known = decision(verdict.reason, intention, verdict.permission)
+            self._answers[key] = known
+        return known
 
     def _conclude_envoy(self, branches: Sequence[Branch], request: Request | None) -> Decision:
         """Find the rule that fires: one that differs from the default. Without any, the default."""
@@ -343,7 +376,7 @@ class Program:
         branch, verdict = outcome.branches[refused], verdicts[refused]
         names = self._differing(outcome, verdicts, request)
         if not names:
-            return decision(verdict.reason, branch.intention, verdict.permission)
+            return self._plain(verdict, branch.intention)
         # What is wrong with a token tells more than that another reader would take it.
         reason = verdict.reason if names == ("jwt",) else Reason.READINGS_DIFFER
         return decision(
@@ -392,10 +425,14 @@ class Program:
             return self._with_tokens(Verdict(reason.allows, reason), intention.jwt, request, doubt)
         doubts: set[str] = set()
         for step in branch.steps:
-            must, may = _judge_headers(step.headers, request, doubts, doubt)
+            must = may = True
+            if step.headers:
+                must, may = _judge_headers(step.headers, request, doubts, doubt)
             if must if step.allow else may:
                 reason = Reason.PERMISSION_ALLOW if step.allow else Reason.PERMISSION_DENY
                 verdict = Verdict(step.allow, reason, step.index, frozenset(doubts))
+                if not (intention.jwt or step.jwt):
+                    return verdict
                 for demands in (intention.jwt, step.jwt):
                     verdict = self._with_tokens(verdict, demands, request, doubt)
                 return verdict
@@ -436,8 +473,6 @@ def _judge_headers(
     tests: Sequence[HeaderTest], request: Request | None, doubts: set[str], doubt: bool
 ) -> tuple[bool, bool]:
     """Tell whether all tests pass in every reading, and whether they do in any."""
-    if not tests:
-        return True, True
     assert request is not None
     must = may = True
     for test in tests:
