@@ -279,7 +279,8 @@ def _fill(context: ssl.SSLContext, pair: KeyPair, roots: Roots) -> None:
     try:
         context.load_verify_locations(cadata=roots.pem)
         with _private_file(pair.leaf.chain_pem + "\n" + pair.key_pem) as path:
-            context.load_cert_chain(path)
+            # Without a password OpenSSL would ask the terminal for one, and wait.
+            context.load_cert_chain(path, password="")
     except (ssl.SSLError, OSError, ValueError) as error:
         raise CertificateError(f"OpenSSL refuses leaf or roots: {error}") from None
 
