@@ -16,7 +16,7 @@ ROOT = Path(mesh_middleware.__file__).parent
 
 LAYERS = [
     # values and rules
-    "exceptions identity intentions certificates snapshot",
+    "exceptions identity intentions certificates snapshot trace",
     # shapes
     "config consul.wire consul.watch consul.intentions consul.pieces consul.entries consul.chains",
     # edges

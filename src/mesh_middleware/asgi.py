@@ -21,6 +21,7 @@ from .gate import current_peer
 from .intentions import AsgiFacts, Decision
 from .live import Ended, LiveRequests
 from .mesh import Mesh
+from .trace import remember_trace
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -83,6 +84,7 @@ class MeshAuthz:
         if caller.mesh is not self._heard and caller.mesh is not None:
             self._heard = caller.mesh
             caller.mesh.after_change(self._live.sweep_soon)
+        remember_trace(scope["headers"])
         plain = kind == "http" and scope.get("http_version") != "2"
         end = None if plain else _Ending(scope, send)
         work = self.app(inner, receive, send if end is None else end.send)

@@ -7,8 +7,8 @@ layer 0 and never a key. Hooks marked *watch* are told; what they raise is logge
 nothing. `mesh_resolve` answers, and `mesh_restrict` only tightens: doubt, a raised error
 included, is no.
 
-Hooks run where the thing happens: `mesh_decision` and `mesh_restrict` on the request's own thread
-or event loop, so they must not block; the others on the watcher thread.
+Hooks run where the thing happens: `mesh_decision`, `mesh_restrict` and `mesh_attempt` on the
+request's own thread or event loop, so they must not block; the others on the watcher thread.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import pluggy
 if TYPE_CHECKING:
     from .identity import SpiffeId
     from .intentions import Decision, RequestFacts
+    from .routing.report import AttemptReport
     from .snapshot import Snapshot
 
 PROJECT = "mesh_middleware"
@@ -100,4 +101,14 @@ def mesh_decision(decision: Decision, source: SpiffeId | None, facts: RequestFac
         decision: verdict, reason and the intention behind it.
         source: SPIFFE ID of the peer; ``None`` when it showed none.
         facts: the request as it was judged.
+    """
+
+
+@hookspec
+def mesh_attempt(attempt: AttemptReport) -> None:
+    """
+    An attempt of a call to an upstream has ended: with the head of an answer, or without (watch).
+
+    Args:
+        attempt: where it went and what became of it.
     """

@@ -31,6 +31,7 @@ from .intentions import Decision, Reason, RequestFacts, decision
 from .metrics import render_metrics
 from .plugins import Plugins
 from .resolve import UpstreamKind, parse_upstream
+from .routing.report import AttemptReport
 from .snapshot import Snapshot
 from .tls import LiveContext, client_context, server_context
 from .upstreams import UpstreamWatch
@@ -269,6 +270,11 @@ class Mesh:
         self._listeners.append(kept)
 
     # -- edges ---------------------------------------------------------------------------------
+
+    @property
+    def attempt_told(self) -> Callable[[AttemptReport], None] | None:
+        """Hears of each attempt of a call; ``None`` when no plugin wants to."""
+        return self._plugins.attempt if self._plugins.watches_attempts else None
 
     def server_context(self) -> LiveContext:
         """

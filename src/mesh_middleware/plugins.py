@@ -19,6 +19,7 @@ from . import hookspecs
 if TYPE_CHECKING:
     from .identity import SpiffeId
     from .intentions import Decision, RequestFacts
+    from .routing.report import AttemptReport
     from .snapshot import Snapshot
 
 hookimpl = pluggy.HookimplMarker(hookspecs.PROJECT)
@@ -48,6 +49,7 @@ class Plugins:
         self._refuse_coroutines()
         # Asked once: a request whose mesh has no such plugin pays nothing for the hook.
         self.watches_decisions = bool(self._manager.hook.mesh_decision.get_hookimpls())
+        self.watches_attempts = bool(self._manager.hook.mesh_attempt.get_hookimpls())
         self.restricts = bool(self._manager.hook.mesh_restrict.get_hookimpls())
 
     def names(self) -> list[str]:
@@ -69,6 +71,10 @@ class Plugins:
     def decision(self, decision: Decision, source: SpiffeId | None, facts: RequestFacts) -> None:
         """Tell `mesh_decision`."""
         self._tell("mesh_decision", decision=decision, source=source, facts=facts)
+
+    def attempt(self, attempt: AttemptReport) -> None:
+        """Tell `mesh_attempt`."""
+        self._tell("mesh_attempt", attempt=attempt)
 
     def resolve(self, upstream: str, datacenter: str | None) -> Sequence[Any] | None:
         """

@@ -18,6 +18,7 @@ from .doors import Door, claim_headers
 from .gate import current_peer
 from .intentions import WsgiFacts
 from .mesh import Mesh
+from .trace import remember_trace
 
 Environ = dict[str, Any]
 StartResponse = Callable[..., Any]
@@ -74,7 +75,15 @@ class MeshAuthzWSGI:
             environ.pop(key, None)
             if value is not None:
                 environ[key] = value
+        remember_trace(_trace(environ))
         return self.app(environ, start_response)
+
+
+def _trace(environ: Environ) -> list[tuple[bytes, bytes]]:
+    keys = ("HTTP_TRACEPARENT", "HTTP_TRACESTATE")
+    return [
+        (key[5:].lower().encode(), environ[key].encode("latin-1")) for key in keys if key in environ
+    ]
 
 
 def _end_to_end(headers: list[tuple[str, str]]) -> list[tuple[str, str]]:

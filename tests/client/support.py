@@ -27,6 +27,7 @@ from mesh_middleware.identity import ServiceId
 from mesh_middleware.resolve import Endpoint
 from mesh_middleware.routing.course import Course
 from mesh_middleware.routing.instances import Instance
+from mesh_middleware.routing.report import AttemptReport
 
 TRUST_DOMAIN = "11111111-2222-3333-4444-555555555555.consul"
 PATIENCE = 10.0
@@ -210,6 +211,7 @@ class StaticMesh:
         self.generation = 1
         self.snapshot = StaticSnapshot()
         self.settings = StaticSettings()
+        self.attempt_told: Callable[[AttemptReport], None] | None = None
         self.asked: dict[str, str | None] = {}
         self.watches: dict[tuple[str, str | None], StaticWatch] = {}
         self._joined = threading.Event()

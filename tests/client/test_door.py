@@ -6,6 +6,7 @@ import json
 import socket
 import threading
 import time
+from contextvars import copy_context
 from typing import Any
 
 import httpx
@@ -41,6 +42,8 @@ from mesh_middleware.resolve import Endpoint, StaticResolver
 from mesh_middleware.routing.breaking import Breaking
 from mesh_middleware.routing.chain import Retries
 from mesh_middleware.routing.course import Manners
+from mesh_middleware.routing.report import AttemptReport
+from mesh_middleware.trace import remember_trace
 
 from .driver import Driver
 from .support import (
@@ -690,3 +693,71 @@ def _free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as sock:
         port: int = sock.getsockname()[1]
         return port
+
+
+def test_each_attempt_is_told(authority: Authority, mesh: StaticMesh, driver: Driver) -> None:
+    """A plugin hears where each attempt went and what became of it, the failed one included."""
+    told: list[AttemptReport] = []
+    mesh.attempt_told = told.append
+    nobody = Endpoint("127.0.0.1", _free_port(), service_id("tax"))
+    with serving(authority, answering()) as server, driver.client(mesh) as client:
+        mesh.tell("tax", nobody, server.endpoint("tax"))
+        for _ in range(30):
+            assert client.get("https://tax/").text == "ok"
+            if len(told) > 1 and told[-1].number == 2:
+                break
+    failed, answered = told[-2:]
+    assert (failed.kind, failed.endpoint, failed.final) == ("connect_failure", nobody, False)
+    assert failed.error == "MeshConnectError"
+    assert (answered.kind, answered.status, answered.final) == ("answer", 200, True)
+    assert answered.endpoint == server.endpoint("tax")
+    assert (answered.upstream, answered.method, answered.error) == ("tax.service", "GET", "")
+    assert 0 < answered.seconds < PATIENCE
+
+
+PARENT = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+@pytest.mark.parametrize(
+    ("came", "sent", "seen"),
+    [
+        ([(b"traceparent", PARENT)], {}, [b"traceparent: " + PARENT]),
+        (
+            [(b"traceparent", PARENT), (b"tracestate", b"a=1")],
+            {},
+            [b"traceparent: " + PARENT, b"tracestate: a=1"],
+        ),
+        ([(b"traceparent", PARENT)], {"traceparent": "00-own"}, [b"traceparent: 00-own"]),
+        ([(b"traceparent", PARENT)] * 2, {}, []),
+        ([(b"tracestate", b"a=1")], {}, []),
+        ([(b"traceparent", b"x" * 2000)], {}, []),
+        ([(b"x-other", b"1")], {}, []),
+    ],
+    ids=["parent", "both", "the caller's own", "twice", "state alone", "long", "none"],
+)
+@pytest.mark.parametrize("http2", [False, True], ids=["ours", "stock"])
+def test_the_trace_of_the_request_served_is_passed_on(
+    authority: Authority,
+    mesh: StaticMesh,
+    http2: bool,
+    came: list[tuple[bytes, bytes]],
+    sent: dict[str, str],
+    seen: list[bytes],
+) -> None:
+    """What a door has remembered goes out with calls, unless the caller speaks for itself."""
+    heads: list[bytes] = []
+
+    def script(wire: Wire) -> None:
+        heads.append(wire.read_head())
+        wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+    def call() -> None:
+        remember_trace(came)
+        with Client(mesh, http2=http2) as client:
+            client.get("https://tax/", headers=sent)
+
+    with serving(authority, script) as server:
+        mesh.tell("tax", server.endpoint("tax"))
+        copy_context().run(call)
+    lines = heads[0].split(b"\r\n")
+    assert [line for line in lines if line.lower().startswith(b"trace")] == seen

@@ -20,9 +20,11 @@ from mesh_decision_log import DecisionLog, make_plugin, sink
 
 from mesh_middleware import Mesh, Peer
 from mesh_middleware.dev import DevAgent
-from mesh_middleware.identity import parse_spiffe_id
+from mesh_middleware.identity import ServiceId, parse_spiffe_id
 from mesh_middleware.intentions import HttpFacts, Intention, Reason, decision
 from mesh_middleware.plugins import Plugins
+from mesh_middleware.resolve import Endpoint
+from mesh_middleware.routing.report import AttemptReport
 from mesh_middleware.snapshot import Snapshot
 
 INVOICE = parse_spiffe_id("spiffe://1234.consul/ns/default/dc/dc1/svc/invoice")
@@ -257,3 +259,23 @@ def test_a_forked_child_writes_its_own_lines(tmp_path: Path) -> None:
     command = [sys.executable, "-W", "ignore", "-c", FORKING, str(file)]
     subprocess.run(command, check=True, timeout=30)
     assert file.read_text().splitlines() == ["parent", "child"]
+
+
+def test_an_attempt_to_call_is_one_line(plugins: Plugins, kept: Kept) -> None:
+    """Where a call went and what became of it; neither path nor headers."""
+    assert plugins.watches_attempts
+    expected = parse_spiffe_id("spiffe://1234.consul/ns/default/dc/dc1/svc/invoice")
+    assert isinstance(expected, ServiceId)
+    endpoint = Endpoint("10.0.0.5", 8443, expected)
+    plugins.attempt(
+        AttemptReport("invoice.service", "GET", endpoint, 2, "answer", 200, seconds=0.0125)
+    )
+    line = kept.lines[-1]
+    assert (line["event"], line["upstream"], line["address"]) == (
+        "attempt",
+        "invoice.service",
+        "10.0.0.5:8443",
+    )
+    assert line["expected"] == expected.uri
+    assert (line["number"], line["outcome"], line["status"]) == (2, "answer", 200)
+    assert (line["seconds"], line["final"], line["error"]) == (0.0125, True, None)

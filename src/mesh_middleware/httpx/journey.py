@@ -14,9 +14,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ..exceptions import MeshError
+from ..resolve import Endpoint
 from ..routing.calls import DEADLINE_HEADER, Attempt, Call, Outcome
 from ..routing.matching import change_headers
+from ..routing.report import AttemptReport
 from ..routing.retries import read_retry_after
+from ..trace import current_trace
 from .carrier import Answer, Patience
 from .denial import MeshInfo, MeshResponse, is_denial
 from .errors import (
@@ -51,9 +54,11 @@ class Journey:
     """
 
     __slots__ = (
-        "failure",
         "attempt",
+        "began",
         "course",
+        "failure",
+        "instance",
         "outgoing",
         "patience",
         "request",
@@ -65,11 +70,16 @@ class Journey:
     def __init__(self, target: Target, request: httpx.Request) -> None:
         self.target, self.request = target, request
         self.timeouts = request.extensions.get("timeout") or {}
-        self.outgoing = outgoing = Outgoing(request)
+        self.outgoing = outgoing = Outgoing(request, current_trace())
         self.course = target.course()
         call = _call(outgoing, request.extensions.get("mesh") or {})
-        self.trip = self.course.begin(call, time.monotonic(), random.random())
+        self.began = time.monotonic()
+        try:
+            self.trip = self.course.begin(call, self.began, random.random())
+        except MeshError as error:
+            raise explain_refusal(error, target.name) from error
         self.attempt: Attempt
+        self.instance: Endpoint
         self.patience: Patience
         self.failure: BaseException | None = None
 
@@ -90,10 +100,14 @@ class Journey:
                 # What happened says more than that there is no other way left.
                 raise self.failure from None
             raise explain_refusal(error, self.target.name) from error
-        self.attempt = attempt
-        self._address(attempt)
-        self.patience = Patience.of(self.timeouts, attempt, now)
+        self.attempt, self.instance, self.began = attempt, attempt.endpoint, now
         self.outgoing.sent = False
+        self.patience = Patience.of(self.timeouts, attempt, now)
+        try:
+            self._address(attempt)
+        except BaseException as error:
+            self.lost(error)
+            raise
 
     def _address(self, attempt: Attempt) -> None:
         outgoing = self.outgoing
@@ -109,7 +123,10 @@ class Journey:
 
     def takes(self, lane: Lane[Any]) -> bool:
         """Whether a connection to another instance than the attempt's will do; then it does."""
-        return self.trip.moved(lane.endpoint)
+        if not self.trip.moved(lane.endpoint):
+            return False
+        self.instance = lane.endpoint
+        return True
 
     def lost(self, error: BaseException) -> float | None:
         """
@@ -164,7 +181,27 @@ class Journey:
         self.trip.close(time.monotonic())
 
     def _tell(self, outcome: Outcome, error: BaseException | None) -> float | None:
-        return self.trip.heard(outcome, time.monotonic(), random.random())
+        now = time.monotonic()
+        pause = self.trip.heard(outcome, now, random.random())
+        told = self.target.told
+        if told is not None:
+            final = pause is None or not self._may_go_again(outcome.sent)
+            told(
+                AttemptReport(
+                    self.target.name,
+                    self.outgoing.method,
+                    self.instance,
+                    self.attempt.number,
+                    outcome.kind,
+                    outcome.status,
+                    outcome.denied,
+                    now - self.began,
+                    final,
+                    self.attempt.to,
+                    "" if error is None else type(error).__name__,
+                )
+            )
+        return pause
 
     def _may_go_again(self, sent: bool) -> bool:
         # Whatever the trip thinks: a body that was drawn is gone.

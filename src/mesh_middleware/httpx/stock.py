@@ -105,7 +105,7 @@ def _direct(journey: Journey) -> httpx.Request:
     return httpx.Request(
         request.method,
         url,
-        headers=journey.outgoing.aimed or request.headers,
+        headers=journey.outgoing.aimed or journey.outgoing.fields,
         stream=request.stream,
         extensions=extensions,
     )

@@ -19,6 +19,7 @@ from ..identity import ServiceId
 from ..resolve import Endpoint, Resolver, Upstream, UpstreamKind, parse_upstream
 from ..routing.course import Course
 from ..routing.instances import Instance
+from ..routing.report import AttemptReport
 from .courses import CourseLike
 from .denial import MeshInfo
 from .errors import MeshConnectError, MeshNotReadyError, NoHealthyInstanceError, UpstreamNameError
@@ -74,6 +75,11 @@ class MeshLike(Protocol):
         ...
 
     @property
+    def attempt_told(self) -> Callable[[AttemptReport], None] | None:
+        """Hears of each attempt; ``None`` when nobody does."""
+        ...
+
+    @property
     def settings(self) -> Any:
         """Settings: only ``domain`` is asked here."""
         ...
@@ -120,6 +126,8 @@ class Target:
         self.name = str(upstream)
         self.info: MeshInfo | None = None
         """The last answer's, for the next from the same instance."""
+        self.told = mesh.attempt_told
+        """Hears of each attempt, if anybody does."""
         self._mesh = mesh
         self._resolver = resolver
         self._course = Course(upstream.name, upstream.datacenter)

@@ -11,6 +11,7 @@ control characters; a Content-Length beside Transfer-Encoding is left out, as 6.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from .library import httpx
@@ -45,7 +46,7 @@ class Outgoing:
         closes: whether the connection ends with this request.
         upgrades: whether the answer may turn the connection into something else.
         target: request target, as it was asked for.
-        fields: headers, as they were asked for.
+        fields: headers, as they were asked for, and the trace's.
         aimed: headers of the head, where it was written otherwise than asked for.
         sent: whether any byte may have reached the instance tried last.
     """
@@ -65,10 +66,12 @@ class Outgoing:
         "upgrades",
     )
 
-    def __init__(self, request: httpx.Request) -> None:
+    def __init__(self, request: httpx.Request, trace: Sequence[tuple[bytes, bytes]] = ()) -> None:
         self.method = request.method
         self.target = request.url.raw_path
         self.fields: list[tuple[bytes, bytes]] = request.headers.raw
+        if trace and "traceparent" not in request.headers:
+            self.fields = [*self.fields, *trace]
         self.sent = False
         self.aimed: list[tuple[bytes, bytes]] | None = None
         self.head = self._write_head(self.target, self.fields)

@@ -19,6 +19,7 @@ from .sink import Sink
 if TYPE_CHECKING:
     from mesh_middleware.identity import SpiffeId
     from mesh_middleware.intentions import Decision, RequestFacts
+    from mesh_middleware.routing.report import AttemptReport
     from mesh_middleware.snapshot import Snapshot
 
 
@@ -90,6 +91,25 @@ class DecisionLog:
             permission=decision.permission,
             method=_text(facts.method),
             path=_text(facts.path),
+        )
+
+    @hookimpl
+    def mesh_attempt(self, attempt: AttemptReport) -> None:
+        """Write what became of an attempt to call an upstream."""
+        self._write(
+            "attempt",
+            upstream=attempt.upstream,
+            method=attempt.method,
+            address=attempt.endpoint.address,
+            expected=attempt.endpoint.expected.uri,
+            number=attempt.number,
+            outcome=attempt.kind,
+            status=attempt.status or None,
+            denied=attempt.denied,
+            seconds=round(attempt.seconds, 6),
+            final=attempt.final,
+            to=attempt.to or None,
+            error=attempt.error or None,
         )
 
 
