@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from mesh_middleware.cli.batch import judge
-from mesh_middleware.intentions import AsgiFacts, Normalization, paths, program
+from mesh_middleware.intentions import AsgiFacts, Normalization, memory, paths, program
 from mesh_middleware.intentions.matchers import PathTable
 
 from .support import facts, header, intention, permission, policy, source
@@ -159,7 +159,7 @@ def test_memory_is_bounded_for_all_sources_together() -> None:
         for path in range(400):
             judged.decide(source(f"svc-{number}"), scope(f"/v1/{number}/{path}"))
     kept = sum(len(one._memory) for one in judged._programs.values())
-    assert 0 < kept <= program.ALL_MEMORY
+    assert 0 < kept <= memory.ALL_MEMORY
 
 
 def test_long_paths_and_odd_methods_are_not_remembered() -> None:

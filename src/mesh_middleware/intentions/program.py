@@ -26,17 +26,12 @@ from .facts import RequestFacts
 from .headers import Alternative, HeaderView, TooMuchError
 from .jwt import Tokens
 from .matchers import HeaderTest, PathTable, Step
+from .memory import Memory
 from .model import Decision, Intention, JwtDemand, Normalization, decision
 from .reasons import Reason
 from .sources import Candidates
 
 ReadingName = Literal["strict", "envoy"]
-
-MEMORY = 1024
-"""Answers remembered per source; a memory that is full starts again."""
-
-ALL_MEMORY = 8192
-"""Answers remembered by all sources of a policy together; then all start again."""
 
 MAX_REMEMBERED = 512
 """Longest path, in bytes, whose answer is remembered."""
@@ -52,31 +47,6 @@ WORDS = {
     "too_long": f"a path that is not plain, of more than {MAX_AMBIGUOUS} bytes",
 }
 """Names of readings that concern intentions, and what they mean."""
-
-
-class Memory:
-    """Bounds what the programs of one policy remember together."""
-
-    __slots__ = ("_held", "_left")
-
-    def __init__(self) -> None:
-        self._held: list[dict[object, Decision | Outcome]] = []
-        self._left = ALL_MEMORY
-
-    def keep(
-        self, answers: dict[object, Decision | Outcome], key: object, answer: Decision | Outcome
-    ) -> None:
-        """Put an answer to those of one program, after forgetting some where it is too much."""
-        self._left -= 1
-        if self._left < 0:
-            held, self._held, self._left = self._held, [], ALL_MEMORY
-            for other in held:
-                other.clear()
-        elif len(answers) >= MEMORY:
-            answers.clear()
-        if not answers:
-            self._held.append(answers)
-        answers[key] = answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +68,7 @@ class Terms:
     options: Normalization
     tokens: Callable[[RequestFacts, HeaderView], Tokens]
     token_headers: frozenset[bytes] = frozenset()
-    memory: Memory = field(default_factory=Memory, compare=False)
+    memory: Memory[Decision | Outcome] = field(default_factory=Memory, compare=False)
 
 
 _REASONS = {
@@ -176,7 +146,7 @@ class Request:
 
     def alternatives(self, name: bytes) -> tuple[Alternative, ...]:
         """Read one header, Envoy's reading first; see `HeaderView.alternatives`."""
-        found = self.view.alternatives(name)
+        found = (self._view or self.view).alternatives(name)
         if name in self._terms.token_headers and name in self.tokens.removed:
             return (Alternative("proxy", None), *found)
         return found
@@ -208,7 +178,17 @@ class Program:
         connection: whether connections are judged, where permissions count as denials.
     """
 
-    __slots__ = ("_answers", "_connection", "_memory", "_tables", "_terms", "decision", "found")
+    __slots__ = (
+        "_answers",
+        "_asked",
+        "_connection",
+        "_memory",
+        "_simple",
+        "_tables",
+        "_terms",
+        "decision",
+        "found",
+    )
 
     def __init__(
         self,
@@ -224,6 +204,11 @@ class Program:
         self._tables = tables
         self._memory: dict[object, Decision | Outcome] = {}
         self._answers: dict[object, Decision] = {}
+        # Whose permissions are walked; and whether Envoy's rules have to be asked beside them.
+        cautious = terms.default is not Reason.DEFAULT_DENY
+        envoy = terms.reading == "envoy"
+        self._asked = found.envoy if envoy else found.strict(cautious)
+        self._simple = not envoy and found.simple
         self.decision: Decision | None = self._beforehand()
 
     def _beforehand(self) -> Decision | None:
@@ -300,15 +285,12 @@ class Program:
     def _outcome(
         self, method: bytes, views: Sequence[paths.Reading], normal: Sequence[paths.Reading]
     ) -> Outcome:
-        found, terms = self.found, self._terms
-        if terms.reading == "envoy":
-            branches = self._branches(found.envoy, method, normal)
+        branches = self._branches(self._asked, method, views)
+        if self._simple:
+            return Outcome(branches, ())
+        if self._terms.reading == "envoy":
             return Outcome(branches, branches)
-        if found.simple:
-            return Outcome(self._branches((found.first,), method, views), ())
-        cautious = terms.default is not Reason.DEFAULT_DENY
-        branches = self._branches(found.strict(cautious), method, views)
-        return Outcome(branches, self._branches(found.envoy, method, normal))
+        return Outcome(branches, self._branches(self.found.envoy, method, normal))
 
     def _branches(
         self,
@@ -333,9 +315,9 @@ class Program:
         if self._terms.reading == "envoy":
             return self._conclude_envoy(outcome.envoy, request)
         verdicts = [self._walk(branch, request, doubt=True) for branch in outcome.branches]
-        refused = next((place for place, v in enumerate(verdicts) if not v.allowed), None)
-        if refused is not None:
-            return self._refuse(outcome, verdicts, refused, request)
+        for refused, verdict in enumerate(verdicts):
+            if not verdict.allowed:
+                return self._refuse(outcome, verdicts, refused, request)
         branch, verdict = outcome.branches[0], verdicts[0]
         answer = self._plain(verdict, branch.intention)
         if request is not None and request.claims:
