@@ -185,7 +185,7 @@ def test_no_request_is_judged_before_the_protocol_is_known(
     fault = mesh_agent.faults.begin("stall", "/v1/config/service-defaults")
     with Mesh("tax", agent=mesh_agent.url, plugins=()) as mesh:
         assert mesh.wait_for(lambda s: s.joined and s.default_allow is not None, PATIENCE)
-        assert mesh.snapshot.policy is None
+        assert not mesh.wait_for(lambda s: s.policy is not None, entries.PREPARE + 0.5)
         assert decide(mesh).reason == "no_policy"
         fault.end()
         assert mesh.ready(PATIENCE)
