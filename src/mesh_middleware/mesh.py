@@ -30,7 +30,8 @@ from .identity import ServiceId, SpiffeId
 from .intentions import Decision, Reason, RequestFacts, decision
 from .metrics import render_metrics
 from .plugins import Plugins
-from .resolve import UpstreamKind, parse_upstream
+from .raw import Calling
+from .resolve import UpstreamKind
 from .routing.report import AttemptReport
 from .snapshot import Snapshot
 from .tls import LiveContext, client_context, server_context
@@ -48,7 +49,7 @@ _default: Mesh | None = None
 _default_lock = threading.Lock()
 
 
-class Mesh:
+class Mesh(Calling):
     """
     Membership of this process in the mesh, as one service.
 
@@ -300,26 +301,6 @@ class Mesh:
             expected: the only identity that may answer; checked before the first byte is sent.
         """
         return client_context(lambda: self._belief.generation, self._now, expected)
-
-    def upstream(self, name: str) -> UpstreamWatch:
-        """
-        Look at an upstream: ``mesh.upstream("tax").state`` tells its instances and who is ejected.
-
-        Args:
-            name: as in a URL: ``tax``, ``tax.service.dc2.consul``, ``near.query.consul``.
-
-        Raises:
-            ResolveError: *name* is no name in the mesh.
-            NotReadyError: the mesh is not running.
-        """
-        found = parse_upstream(name, domain=self.settings.domain)
-        return self.watch_upstream(
-            found.name,
-            found.datacenter,
-            namespace=found.namespace,
-            partition=found.partition,
-            kind=found.kind,
-        )
 
     def watch_upstream(
         self,

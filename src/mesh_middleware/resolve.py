@@ -190,6 +190,27 @@ def _label(host: str, label: str) -> str:
     return label
 
 
+def sni(expected: ServiceId) -> str | None:
+    """
+    Tell the server name to send: what mesh and terminating gateways route by.
+
+    Returns:
+        ``<service>.<namespace>.<datacenter>.internal.<trust domain>``, with a partition
+        ``….<partition>.<datacenter>.internal-v1.<trust domain>``; ``None`` when TLS could not
+        carry it, since instances themselves ignore it.
+
+    Source: Consul connect/sni.go, ``ServiceSNI`` (reference 3.5).
+    """
+    where = f"{expected.datacenter}.internal"
+    if expected.partition != "default":
+        where = f"{expected.partition}.{expected.datacenter}.internal-v1"
+    name = f"{expected.name}.{expected.namespace}.{where}.{expected.trust_domain}"
+    labels = name.split(".")
+    if len(name) > 253 or not all(0 < len(label) < 64 for label in labels) or not name.isascii():
+        return None
+    return name
+
+
 def parse_health(
     answer: object, *, trust_domain: str, service: str | None = None
 ) -> tuple[Endpoint, ...]:

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from ..exceptions import AgentError, MeshError, NotReadyError, ResolveError
 from ..identity import ServiceId
 from ..resolve import Endpoint, Resolver, Upstream, UpstreamKind, parse_upstream
+from ..resolve import sni as sni
 from ..routing.course import Course
 from ..routing.instances import Instance
 from ..routing.report import AttemptReport
@@ -269,24 +270,3 @@ def names_upstream(host: str, domain: str) -> bool:
     except ResolveError:
         return host.lower().rstrip(".").endswith("." + domain.lower().strip("."))
     return True
-
-
-def sni(expected: ServiceId) -> str | None:
-    """
-    Tell the server name to send: what mesh and terminating gateways route by.
-
-    Returns:
-        ``<service>.<namespace>.<datacenter>.internal.<trust domain>``, with a partition
-        ``….<partition>.<datacenter>.internal-v1.<trust domain>``; ``None`` when TLS could not
-        carry it, since instances themselves ignore it.
-
-    Source: Consul connect/sni.go, ``ServiceSNI`` (reference 3.5).
-    """
-    where = f"{expected.datacenter}.internal"
-    if expected.partition != "default":
-        where = f"{expected.partition}.{expected.datacenter}.internal-v1"
-    name = f"{expected.name}.{expected.namespace}.{where}.{expected.trust_domain}"
-    labels = name.split(".")
-    if len(name) > 253 or not all(0 < len(label) < 64 for label in labels) or not name.isascii():
-        return None
-    return name

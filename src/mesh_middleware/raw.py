@@ -1,0 +1,245 @@
+"""
+Raw TCP to an upstream: a connection that is mutual TLS, and whose other end was verified.
+
+Owns the dialling for protocols that are not HTTP: databases, queues. Which instance is tried, and
+which next, is the course's; what is sent is the caller's. A connection counts as a call under way
+until it is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import socket
+import ssl
+import time
+import weakref
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from .config import Settings
+from .exceptions import NotReadyError, ResolveError
+from .gate import GateError
+from .identity import ServiceId
+from .resolve import UpstreamKind, parse_upstream, sni
+from .routing.calls import Attempt, Call, Outcome
+from .routing.trip import Trip
+from .upstreams import UpstreamWatch
+
+CONNECT_TIMEOUT = 10.0
+"""Seconds for finding an instance, connecting and the handshake, together."""
+
+STREAM_LIMIT = 64 * 1024
+"""Bytes read ahead. Source: asyncio's default."""
+
+Contexts = Callable[[ServiceId], ssl.SSLContext]
+
+
+class Calling:
+    """What a mesh offers to those who call raw, or look at an upstream; `mesh_middleware.Mesh`."""
+
+    settings: Settings
+
+    def client_context(self, expected: ServiceId) -> ssl.SSLContext:
+        """The context for connections to one identity."""
+        raise NotImplementedError
+
+    def watch_upstream(
+        self,
+        name: str,
+        datacenter: str | None = None,
+        *,
+        namespace: str = "default",
+        partition: str = "default",
+        kind: UpstreamKind = "service",
+    ) -> UpstreamWatch:
+        """Keep informed of the instances of an upstream."""
+        raise NotImplementedError
+
+    def upstream(self, name: str) -> UpstreamWatch:
+        """
+        Look at an upstream: ``mesh.upstream("tax").state`` tells its instances and who is ejected.
+
+        Args:
+            name: as in a URL: ``tax``, ``tax.service.dc2.consul``, ``near.query.consul``.
+
+        Raises:
+            ResolveError: *name* is no name in the mesh.
+            NotReadyError: the mesh is not running.
+        """
+        found = parse_upstream(name, domain=self.settings.domain)
+        return self.watch_upstream(
+            found.name,
+            found.datacenter,
+            namespace=found.namespace,
+            partition=found.partition,
+            kind=found.kind,
+        )
+
+    async def connect(
+        self,
+        name: str,
+        *,
+        timeout: float = CONNECT_TIMEOUT,  # noqa: ASYNC109 - one word for both forms
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """
+        Open a raw TCP connection to an upstream, for asyncio: ``await mesh.connect("db")``.
+
+        Args:
+            name: as in a URL.
+            timeout: seconds, all attempts together.
+
+        Raises:
+            ResolveError: *name* is no name in the mesh, or there is no healthy instance.
+            PeerMismatchError: somebody else answers; nothing was sent.
+            NotReadyError: the mesh is not running, or was told nothing about *name*.
+            OSError: no instance could be reached; ``TimeoutError`` when time was over.
+        """
+        return await open_stream(self.upstream(name), self.client_context, timeout)
+
+    def connect_socket(self, name: str, *, timeout: float = CONNECT_TIMEOUT) -> ssl.SSLSocket:
+        """
+        Open a raw TCP connection to an upstream, as a blocking socket; as `connect`.
+
+        Raises:
+            ResolveError, PeerMismatchError, NotReadyError, OSError: as `connect`.
+        """
+        return open_socket(self.upstream(name), self.client_context, timeout)
+
+
+async def open_stream(
+    upstream: UpstreamWatch, contexts: Contexts, within: float
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """
+    Connect for asyncio.
+
+    Args:
+        upstream: who is called.
+        contexts: gives the TLS context for an identity.
+        within: seconds, all attempts together.
+
+    Raises:
+        ResolveError: there is no healthy instance.
+        PeerMismatchError: the instances that answer are somebody else.
+        OSError: none could be reached; ``TimeoutError`` when time was over.
+    """
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(within):
+        with contextlib.suppress(ResolveError):
+            # A chain may know another place; the course says when there is none.
+            await upstream.wait_async(within)
+        trip = _begin(upstream, within)
+        while True:
+            attempt = _next(trip)
+            reader = asyncio.StreamReader(STREAM_LIMIT, loop)
+            protocol = _Protocol(reader, trip)
+            try:
+                transport, _ = await loop.create_connection(
+                    lambda made=protocol: made,  # type: ignore[misc]
+                    attempt.endpoint.host,
+                    attempt.endpoint.port,
+                    ssl=contexts(attempt.endpoint.expected),
+                    server_hostname=sni(attempt.endpoint.expected) or attempt.endpoint.host,
+                )
+            except BaseException as error:
+                pause = _failed(trip, error)
+                await asyncio.sleep(pause)
+                continue
+            _heard(trip, Outcome("answer", 200))
+            protocol.counted = True
+            return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
+
+
+def open_socket(upstream: UpstreamWatch, contexts: Contexts, timeout: float) -> ssl.SSLSocket:
+    """
+    Connect for blocking code; as `open_stream`. The socket keeps no timeout.
+
+    Raises:
+        ResolveError, PeerMismatchError, OSError: as `open_stream`.
+    """
+    until = time.monotonic() + timeout
+    with contextlib.suppress(ResolveError):
+        upstream.wait(timeout)
+    trip = _begin(upstream, until - time.monotonic())
+    while True:
+        attempt = _next(trip)
+        try:
+            found = _dial(attempt, contexts, until)
+        except BaseException as error:
+            time.sleep(_failed(trip, error))
+            continue
+        _heard(trip, Outcome("answer", 200))
+        # An SSLSocket has no moment of closing of its own that anybody could hear of.
+        weakref.finalize(found, lambda: trip.close(time.monotonic()))
+        found.settimeout(None)
+        return found
+
+
+def _dial(attempt: Attempt, contexts: Contexts, until: float) -> ssl.SSLSocket:
+    left = max(0.001, until - time.monotonic())
+    endpoint = attempt.endpoint
+    patience = left if attempt.connect_timeout is None else min(left, attempt.connect_timeout)
+    sock = socket.create_connection((endpoint.host, endpoint.port), patience)
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        name = sni(endpoint.expected) or endpoint.host
+        return contexts(endpoint.expected).wrap_socket(sock, server_hostname=name)
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _begin(upstream: UpstreamWatch, timeout: float) -> Trip:
+    if upstream.endpoints is None:
+        raise NotReadyError(f"{upstream}: {upstream.why}")
+    now = time.monotonic()
+    # Nothing has been said yet when a connection fails: whoever it is, another may be tried.
+    call = Call("CONNECT", b"", deadline=now + timeout)
+    return upstream.course.begin(call, now, random.random())
+
+
+def _next(trip: Trip) -> Attempt:
+    try:
+        return trip.next(time.monotonic(), random.random())
+    except BaseException:
+        trip.close(time.monotonic())
+        raise
+
+
+def _heard(trip: Trip, outcome: Outcome) -> float | None:
+    return trip.heard(outcome, time.monotonic(), random.random())
+
+
+def _failed(trip: Trip, error: BaseException) -> float:
+    """Tell the trip; returns the pause before the next attempt, or raises what happened."""
+    refused = isinstance(error, (GateError, ssl.SSLCertVerificationError))
+    kind = Outcome("refused" if refused else "connect_failure", sent=False)
+    if not isinstance(error, OSError):
+        kind = Outcome("given_up", sent=False)
+    pause = _heard(trip, kind)
+    if pause is None:
+        trip.close(time.monotonic())
+        _raise(error)
+    return pause
+
+
+def _raise(error: BaseException) -> NoReturn:
+    if isinstance(error, GateError) and error.mismatch is not None:
+        raise error.mismatch from error
+    raise error
+
+
+class _Protocol(asyncio.StreamReaderProtocol):
+    """asyncio's, which tells when the connection is over."""
+
+    def __init__(self, reader: asyncio.StreamReader, trip: Trip) -> None:
+        super().__init__(reader)
+        self._trip = trip
+        self.counted = False
+
+    def connection_lost(self, exc: Exception | None) -> Any:
+        """It is over."""
+        if self.counted:
+            self._trip.close(time.monotonic())
+        super().connection_lost(exc)
