@@ -2,7 +2,7 @@
 ``mesh explain``: why a request is allowed or denied, and why every other intention lost.
 
 Owns the options and the exit code. Where the policy comes from is in `given`, what is told in
-`why`, how it is printed in `show`; many cases at once are `cli.batch`'s.
+`why`, its sentences in `words`, how it is printed in `show`; many cases at once are `cli.batch`'s.
 """
 
 from __future__ import annotations

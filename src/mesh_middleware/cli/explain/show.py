@@ -12,7 +12,8 @@ from typing import Any
 from ...intentions import ABOUT, Intention
 from ...intentions.matchers import permission_flaw
 from ..options import print_json
-from .why import Explanation, Loser, cause, way_out
+from .why import Explanation, Loser
+from .words import cause, way_out
 
 MAX_FAR = 20
 """Intentions about other sources that are listed; the others are counted."""

@@ -18,7 +18,6 @@ import typer
 from ...exceptions import IdentityError
 from ...identity import ServiceId, parse_spiffe_id
 from ...intentions import (
-    ABOUT,
     Decision,
     HttpFacts,
     Intention,
@@ -26,12 +25,9 @@ from ...intentions import (
     Policy,
     Reason,
     compile_policy,
-    headers,
     paths,
-    program,
     wire,
 )
-from ...intentions import policy as policies
 from ...intentions.headers import HeaderView
 from ...intentions.matchers import PathTable, permission_flaw
 from ...intentions.model import WILDCARD, HeaderMatch
@@ -39,9 +35,8 @@ from ...intentions.program import ReadingName
 from ...intentions.sources import Candidates
 from ..batch import judge
 from .given import Given
+from .words import DEFAULTS, header_words, meaning, permission_words
 
-_WORDS = headers.WORDS | wire.WORDS | program.WORDS | policies.WORDS
-_DEFAULTS = (Reason.DEFAULT_ALLOW, Reason.DEFAULT_DENY, Reason.DEFAULT_UNKNOWN)
 _UNASKED = (Reason.UNSOUND_METHOD, Reason.UNSOUND_TARGET, Reason.UNSOUND_HEADER)
 _STRANGERS = (Reason.FOREIGN_TRUST_DOMAIN, Reason.PEER_NOT_SERVICE, Reason.PEER_UNREADABLE)
 
@@ -179,13 +174,6 @@ def explain(given: Given, reading: str, source: str, request: HttpFacts) -> Expl
     )
 
 
-def meaning(name: str) -> str:
-    """Say what the name of a reading means."""
-    if name in _WORDS:
-        return _WORDS[name]
-    return ", ".join(paths.WORDS.get(word, word) for word in name.split("+"))
-
-
 def _uri(source: str, trust_domain: str) -> str:
     namespace, slash, name = source.rpartition("/")
     return f"spiffe://{trust_domain}/ns/{namespace if slash else 'default'}/dc/dc1/svc/{name}"
@@ -202,7 +190,7 @@ def _candidates(policy: Policy, uri: str) -> Candidates | None:
 
 
 def _default_used(verdict: Decision) -> bool:
-    return verdict.reason in _DEFAULTS or verdict.detail in [str(item) for item in _DEFAULTS]
+    return verdict.reason in DEFAULTS or verdict.detail in [str(item) for item in DEFAULTS]
 
 
 def _views(given: Given, request: HttpFacts, reading: str) -> tuple[paths.Reading, ...]:
@@ -351,51 +339,3 @@ def _outranked(intention: Intention, verdict: Decision, found: Candidates | None
     elif found is not None and any(intention is item for item in found.envoy):
         text += "; Envoy's rules ask it, too"
     return text
-
-
-def permission_words(permission: Permission) -> str:
-    """Say what a permission allows or denies."""
-    methods = "/".join(permission.methods) or "any method"
-    forms = {"exact": "{}", "prefix": "{}...", "regex": "~ {}", "": "any path"}
-    path = forms[permission.path_test].format(permission.path)
-    tests = "".join(f" [{header_words(match)}]" for match in permission.headers)
-    names = " or ".join(demand.provider for demand in permission.jwt)
-    token = f" with a token of {names}" if names else ""
-    return f"{'allow' if permission.allow else 'deny'} {methods} {path}{tests}{token}"
-
-
-def header_words(match: HeaderMatch) -> str:
-    """Say what a header criterion wants."""
-    if match.test == "present":
-        return f"{match.name} is {'absent' if match.invert else 'present'}"
-    words = {
-        "exact": ("is", "is not"),
-        "prefix": ("begins with", "does not begin with"),
-        "suffix": ("ends with", "does not end with"),
-        "contains": ("contains", "does not contain"),
-        "regex": ("matches", "does not match"),
-    }[match.test][match.invert]
-    case = ", in any case" if match.ignore_case else ""
-    return f"{match.name} {words} {match.value!r}{case}"
-
-
-def cause(verdict: Decision) -> str:
-    """Say why, more exactly than the list of reasons can."""
-    if verdict.reason not in _DEFAULTS:
-        return ABOUT[verdict.reason].cause.replace("`", "")
-    default = {Reason.DEFAULT_ALLOW: "allow", Reason.DEFAULT_DENY: "deny"}
-    known = default.get(verdict.reason, "not known")
-    if verdict.intention is None:
-        return f"No intention is about the caller; the default policy is {known}."
-    return f"None of the intention's permissions matches; the default policy is {known}."
-
-
-def way_out(verdict: Decision) -> str:
-    """Say what can be done; empty when nothing has to be."""
-    if verdict.readings and set(verdict.readings) <= {"precedence", "envoy_rules"}:
-        return "Two intentions disagree about this source: make one of them say what is meant."
-    reason = verdict.reason
-    if set(verdict.readings) == {"jwt"} and verdict.detail in list(Reason):
-        reason = Reason(verdict.detail)
-    remedy = ABOUT[reason].remedy
-    return "" if remedy == "-" else remedy
