@@ -37,6 +37,7 @@ Gate = Callable[[bytes | None], Peer]
 _UNSHAKEN = "the handshake has not passed the gate"
 
 _peer: ContextVar[Peer | None] = ContextVar("mesh_middleware_peer", default=None)
+_standing: ContextVar[Standing | None] = ContextVar("mesh_middleware_standing", default=None)
 
 
 class GateError(ssl.SSLCertVerificationError):
@@ -73,6 +74,11 @@ class Wraps(Protocol):
         suppress_ragged_eofs: bool = ...,
     ) -> ssl.SSLSocket:
         """Begin a connection."""
+
+
+def current_standing() -> Standing | None:
+    """What the connection that carries the present request stands on; bound with its peer."""
+    return _standing.get()
 
 
 class Gated:
@@ -148,6 +154,7 @@ class GatedObject(Gated, ssl.SSLObject):
         """Tell the protocol; on the server's side, in the connection's task, bind the peer."""
         if self.server_side and _in_task():
             _peer.set(self.mesh_peer)
+            _standing.set(self.mesh_standing)
         return super().selected_alpn_protocol()
 
 

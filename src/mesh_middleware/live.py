@@ -3,8 +3,9 @@ Requests that live long: found again when the policy changes, and ended when it 
 
 Owns the register of what an ASGI application is doing. A request is judged when it comes; a
 WebSocket or a stream can outlast that verdict by hours. After each change of policy the register is
-swept, and what began under the old policy and is denied by the new one is cancelled. Ordinary
-requests are done by the time of the sweep.
+swept, and what began under the old policy and is denied by the new one is cancelled, as is what
+came over a connection that has lost what it stood on. Ordinary requests are done by the time of the
+sweep.
 
 Runs in the server's event loop, asyncio or trio; only `sweep_soon` is called from other threads.
 """
@@ -18,10 +19,13 @@ from threading import get_ident
 from typing import Any
 
 from .certificates import Peer
+from .gate import current_standing
+from .standing import Standing
 
 Handle = asyncio.Task[Any]
-Entry = tuple[Peer | None, Mapping[str, Any], Any]
-"""Who sent a request, its scope, and the entry of the request that the same task was at before."""
+Entry = tuple[Peer | None, Mapping[str, Any], Any, Standing | None]
+"""Who sent a request, its scope, the entry of the request that the task was at before, and what
+the connection stands on."""
 Denied = Callable[[Peer | None, Mapping[str, Any]], bool]
 """Whether a request that was let in would be denied now."""
 
@@ -66,7 +70,7 @@ class LiveRequests:
             if task is None:
                 return None
         # An application may call itself, in the task of the request it answers.
-        self._live[task] = (peer, scope, self._live.get(task))
+        self._live[task] = (peer, scope, self._live.get(task), current_standing())
         return task
 
     def _find_task(self) -> Handle | None:
@@ -107,7 +111,7 @@ class LiveRequests:
         if self._call_soon is None:
             self._call_soon = trio.lowlevel.current_trio_token().run_sync_soon
         with trio.CancelScope() as cancel:
-            self._live[cancel] = (peer, scope, None)
+            self._live[cancel] = (peer, scope, None, current_standing())
             try:
                 await work
             finally:
@@ -134,7 +138,10 @@ class LiveRequests:
 
     def _any_denied(self, entry: Entry | None) -> bool:
         while entry is not None:
-            peer, scope, outer = entry
+            peer, scope, outer, standing = entry
+            # Who only listens sends no bytes at whose coming the connection would end.
+            if peer is not None and standing is not None and standing.over():
+                return True
             if self._denied(peer, scope):
                 return True
             entry = outer

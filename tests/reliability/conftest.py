@@ -12,6 +12,8 @@ import pytest
 from mesh_middleware import Mesh
 from mesh_middleware.dev import DevAgent
 
+from ..interop.conftest import serve
+
 LONG = bool(os.environ.get("RELIABILITY_LONG"))
 """Whether scenarios run in their full length (``make reliability``) or as CI has time for."""
 
@@ -32,3 +34,6 @@ def join(agent: DevAgent) -> Iterator[Callable[..., Mesh]]:
             return stack.enter_context(Mesh("tax", agent=url or agent.url, **options))
 
         yield start
+
+
+__all__ = ["serve"]

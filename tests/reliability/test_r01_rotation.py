@@ -1,0 +1,109 @@
+"""R1: leaf and roots rotate while two hundred connections are in use."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections import Counter
+
+import pytest
+
+from mesh_middleware.dev import DevAgent
+
+from ..interop.callers import Caller, Identity, connect, outsider_context
+from ..interop.conftest import Serve
+from .apps import STREAMS
+from .conftest import LONG
+
+CONNECTIONS = {"h1": 100, "h2": 50, "ws": 50}
+IDENTITIES = 20
+SECONDS = 600.0 if LONG else 8.0
+LEAF_EVERY = 2.0 if LONG else 0.5
+RENEWALS = int(SECONDS / LEAF_EVERY)
+PAUSE = 0.5
+"""Seconds between the requests of one connection; the connections are what is many."""
+
+
+class Crowd:
+    """Callers that never stop, on connections that stay open and on new ones."""
+
+    def __init__(self, agent: DevAgent, port: int) -> None:
+        self.agent, self.port = agent, port
+        self.requests: Counter[str] = Counter()
+        self.wrong: list[object] = []
+        self.serials: set[int] = set()
+        self._stop = asyncio.Event()
+        self._identities = [
+            Identity.of(*agent.issue(f"source-{number}")) for number in range(IDENTITIES)
+        ]
+
+    async def run(self) -> None:
+        """Call, and change certificates meanwhile."""
+        async with asyncio.TaskGroup() as group:
+            number = 0
+            for kind, count in CONNECTIONS.items():
+                for _ in range(count):
+                    group.create_task(self._stay(kind, number))
+                    number += 1
+                group.create_task(self._come_and_go(kind))
+            group.create_task(self._rotate())
+
+    async def _rotate(self) -> None:
+        rotations = {RENEWALS // 4, RENEWALS // 2, 3 * RENEWALS // 4}
+        for renewal in range(RENEWALS):
+            await self._pause(LEAF_EVERY)
+            if renewal in rotations:
+                self.agent.rotate_ca()
+            self.agent.renew("tax")
+        self._stop.set()
+
+    async def _stay(self, kind: str, number: int) -> None:
+        identity = self._identities[number % IDENTITIES]
+        async with connect(kind, self.port, self._tls(kind, identity)) as caller:
+            while not self._stop.is_set():
+                await self._ask(kind, caller, identity)
+                await self._pause(PAUSE)
+
+    async def _come_and_go(self, kind: str) -> None:
+        number = 0
+        while not self._stop.is_set():
+            identity = Identity.of(*self.agent.issue(f"source-{number % IDENTITIES}"))
+            async with connect(kind, self.port, self._tls(kind, identity)) as caller:
+                await self._ask(f"new {kind}", caller, identity)
+            number += 1
+
+    async def _ask(self, kind: str, caller: Caller, identity: Identity) -> None:
+        (answer,) = await caller.ask("/who")
+        self.requests[kind] += 1
+        if (answer.status, answer.json["peer"]) != (200, identity.uri):
+            self.wrong.append((answer.status, answer.json, identity.uri))
+
+    async def _pause(self, seconds: float) -> None:
+        try:
+            await asyncio.wait_for(self._stop.wait(), seconds)
+        except TimeoutError:
+            return
+
+    def _tls(self, kind: str, identity: Identity) -> ssl.SSLContext:
+        alpn = "h2" if kind == "h2" else "http/1.1"
+        return outsider_context(identity.pem, roots=self.agent.roots_pem, alpn=alpn)
+
+
+@pytest.mark.timeout(SECONDS + 60)
+@pytest.mark.parametrize("worker", ["asyncio", "uvloop"])
+def test_r01_rotation_under_load(worker: str, agent: DevAgent, serve: Serve) -> None:
+    """
+    Leaf after leaf and three new roots: no failed request, no failed handshake, no wrong identity.
+
+    Who connects anew trusts the roots of that very moment, so that a leaf served too early, or too
+    long, would fail its handshake; any failure of a connection ends the test.
+    """
+    server = serve(STREAMS, worker_class=worker, backlog=1024, keep_alive_timeout=60,
+                   keep_alive_max_requests=1_000_000)  # fmt: skip
+    crowd = Crowd(agent, server.port())
+    asyncio.run(asyncio.wait_for(crowd.run(), SECONDS + 40))
+    assert crowd.wrong == []
+    assert all(crowd.requests[kind] >= count for kind, count in CONNECTIONS.items())
+    assert all(crowd.requests[f"new {kind}"] > 5 for kind in CONNECTIONS), crowd.requests
+    assert len(agent.state.ca.roots) == 4
+    assert "Traceback" not in server.output
