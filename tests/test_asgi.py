@@ -85,13 +85,39 @@ def test_plaintext_is_refused_whatever_a_variable_says(
     assert (b"connection" in exchange.headers) is closes
 
 
+UNSOUND = {
+    "fragment": {"raw_path": b"/open/who#x"},
+    "fragment in the query": {"raw_path": b"/open/who", "query_string": b"a#b"},
+    "no slash": {"raw_path": b"open/who"},
+    "control byte": {"raw_path": b"/open/\x01who"},
+    "space": {"raw_path": b"/open/w ho"},
+    "not ASCII": {"raw_path": b"/open/wh\xf6"},
+    "hidden, and no slash": {"raw_path": None, "path": "open/who"},
+    "hidden, and NUL": {"raw_path": None, "path": "/open/who\0"},
+}
+"""Parts of a scope that no sound client's request leads to."""
+
+
 @pytest.mark.parametrize("mode", ["enforce", "shadow"])
-def test_an_unsound_target_is_400(mode: Any, strict: Inside) -> None:
-    """A fragment, which no sound client sends, where paths count; in shadow mode too."""
-    app = App()
-    exchange = ask(strict, MeshAuthz(app, mesh=strict.mesh, mode=mode), Exchange("/open/who#x"))
+@pytest.mark.parametrize("judged", ["by identity", "by path"])
+@pytest.mark.parametrize("target", UNSOUND)
+def test_an_unsound_target_is_400(
+    target: str, judged: str, mode: Any, inside: Inside, strict: Inside
+) -> None:
+    """Whatever the intentions say, also where identity alone decides; in shadow mode too."""
+    app, where = App(), inside if judged == "by identity" else strict
+    exchange = Exchange("/open/who")
+    exchange.scope.update(UNSOUND[target])
+    ask(where, MeshAuthz(app, mesh=where.mesh, mode=mode), exchange)
     assert exchange.status == 400 and app.scopes == []
     assert json.loads(exchange.body)["type"] == "urn:mesh-middleware:unsound-request"
+
+
+@pytest.mark.parametrize("raw", [b"/who", b"http://tax/who", b"/who/%23", b"/w(h)o=a@b"])
+def test_a_sound_target_is_left_to_the_intentions(raw: bytes, inside: Inside) -> None:
+    """Escaped or absolute, as sound clients send them."""
+    exchange = Exchange("/who", raw_path=raw, query_string=b"q=%23&r=@")
+    assert ask(inside, MeshAuthz(App(), mesh=inside.mesh), exchange).status == 200
 
 
 def test_an_allowed_websocket_is_accepted(inside: Inside) -> None:
@@ -158,11 +184,11 @@ def test_a_root_path_changes_no_verdict(root: str, strict: Inside) -> None:
     assert ask(strict, door, Exchange("/shut/who", root_path=root)).status == 403
 
 
-def test_options_for_the_whole_server_is_judged(inside: Inside) -> None:
-    """``OPTIONS *`` is a request like others: refused to who is denied, exempt from nothing."""
+def test_options_for_the_whole_server_is_exempt_from_nothing(inside: Inside) -> None:
+    """``OPTIONS *`` has no path to judge: 400, as by Envoy; in plaintext 403 as any other."""
     door = MeshAuthz(App(), mesh=inside.mesh, exempt=["/"])
     star = {"method": "OPTIONS", "path": "*", "raw_path": b"*"}
-    assert ask(inside, door, Exchange(**star), "order").status == 403
+    assert ask(inside, door, Exchange(**star), "order").status == 400
     assert ask(inside, door, Exchange(**star, scheme="http"), None).status == 403
 
 

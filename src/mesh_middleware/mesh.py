@@ -237,8 +237,8 @@ class Mesh(Calling):
             "roots": len(roots.certificates) if roots else 0,
             "intentions": None if snapshot.intentions is None else len(snapshot.intentions),
             "default_policy": default,
-            "generation": snapshot.generation,
             "protocol": snapshot.conditions.protocol,
+            "generation": snapshot.generation,
             "version": snapshot.version,
             "registered": bool(watcher and watcher.registered),
             "troubles": dict(watcher.follower.troubles) if watcher else {},
@@ -369,6 +369,8 @@ class Mesh(Calling):
                 verdict = _PEER_EXPIRED
             elif now > leaf.expires:
                 verdict = _LEAF_EXPIRED
+            elif not facts.sound:
+                verdict = _UNSOUND
             else:
                 verdict = policy.decide(peer.id, facts)
                 if verdict.allowed and self._plugins.restricts:
@@ -397,12 +399,12 @@ class Mesh(Calling):
 
     def _log_denial(self, verdict: Decision, peer: Peer | None, what: str) -> None:
         source = peer.id.uri if peer else "nobody"
-        kind = (source, verdict.reason)
+        kind = (what, source, verdict.reason)
         first = kind not in self._told and len(self._told) < MAX_TOLD
         if first:
             self._told.add(kind)
         level = logging.WARNING if first else logging.DEBUG
-        _decisions.log(level, "denied %s: %s %s", source, verdict.reason, verdict.detail)
+        _decisions.log(level, "%s %s: %s %s", what, source, verdict.reason, verdict.detail)
 
     # -- inside --------------------------------------------------------------------------------
 
@@ -442,6 +444,7 @@ _NO_PEER = decision(Reason.NO_PEER)
 _NOT_READY = decision(Reason.NO_POLICY)
 _PEER_EXPIRED = decision(Reason.PEER_EXPIRED)
 _LEAF_EXPIRED = decision(Reason.LEAF_EXPIRED)
+_UNSOUND = decision(Reason.UNSOUND_TARGET)
 _PLUGIN_DENIED = decision(Reason.PLUGIN_RESTRICTED)
 _PLUGIN_FAILED = decision(Reason.PLUGIN_ERROR)
 

@@ -54,19 +54,19 @@ def expect_rotation(found: dict[str, Any]) -> None:
 
 @pytest.mark.timeout(150)
 def test_on_the_dev_agent_all_of_it_holds(tmp_path: Path) -> None:
-    """Eight steps held, exit code 0, and the evidence says how."""
+    """Ten steps held, exit code 0, and the evidence says how."""
     with demo(tmp_path, "--json", "evidence.json") as process:
         assert process.wait_end(140) == 0
     found = evidence(tmp_path)
-    assert [step["outcome"] for step in found["steps"]] == ["held"] * 8
+    assert [step["outcome"] for step in found["steps"]] == ["held"] * 10
     assert found["held"] is True
     assert "all of it held" in process.output
     expect_rotation(found)
     expect_nothing_left(tmp_path, found["processes"])
 
     by_name = {process["name"]: process for process in found["processes"]}
-    assert set(by_name) == {"agent", "order", "invoice", "tax"}
-    assert len({process["port"] for process in by_name.values()}) == 4
+    assert set(by_name) == {"agent", "order", "invoice", "tax", "tax-backup"}
+    assert len({process["port"] for process in found["processes"]}) == 6
 
     figures = {step["number"]: step["figures"] for step in found["steps"]}
     assert figures[3]["ms_to_first_refusal"] < 1000
@@ -74,6 +74,8 @@ def test_on_the_dev_agent_all_of_it_holds(tmp_path: Path) -> None:
     busy = [call for call in found["calls"] if call["step"] in (6, 7)]
     assert len(busy) == figures[6]["calls"] + figures[7]["calls"]
     assert {call["status"] for call in busy} == {200}
+    assert 5 <= figures[9]["v2_of_a_fifth"] <= 40
+    assert figures[10]["failed"] == 0 and figures[10]["calls"] > 2
     strangers = [call for call in found["calls"] if call["step"] == 8 and call["caller"] != "shop"]
     assert [call["status"] for call in strangers] == [None, None]
     assert all(datetime.fromisoformat(call["at"]).tzinfo for call in found["calls"])
@@ -87,7 +89,7 @@ def test_on_a_real_consul_all_that_it_offers_holds(tmp_path: Path) -> None:
         assert process.wait_end(230) == 0
     found = evidence(tmp_path)
     outcomes = [step["outcome"] for step in found["steps"]]
-    assert outcomes[:4] + outcomes[5:] == ["held"] * 7
+    assert outcomes[:4] + outcomes[5:] == ["held"] * 9
     assert outcomes[4] in ("held", "not offered by this Consul")
     assert found["agent"]["title"].startswith("a private Consul ")
     expect_rotation(found)
@@ -158,7 +160,7 @@ def test_a_service_that_cannot_start_fails_the_demo_and_shows_why(tmp_path: Path
     with demo(tmp_path, "--json", "evidence.json", PYTHONPATH=str(tmp_path)) as process:
         assert process.wait_end() == 1
     outcomes = [step["outcome"] for step in evidence(tmp_path)["steps"]]
-    assert outcomes == ["failed"] + ["not reached"] * 7
+    assert outcomes == ["failed"] + ["not reached"] * 9
     assert "this flask is broken" in process.output
     assert "not all of it held" in process.output
     expect_nothing_left(tmp_path, evidence(tmp_path)["processes"])

@@ -66,7 +66,7 @@ class Step:
     One step and what it showed.
 
     Args:
-        number: 1 to 8.
+        number: from 1.
         title: what it is about.
         outcome: how it ended.
         says: one line for people.

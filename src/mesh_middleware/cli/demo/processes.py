@@ -55,6 +55,15 @@ class Process:
         self._log = log
         self._child: subprocess.Popen[bytes] | None = None
 
+    def another(self, name: str, command: Sequence[str]) -> Process:
+        """Make one like it, not started, with another command and a log of its own."""
+        log = self._log.with_name(f"{name}.log")
+        return Process(name, command, cwd=self.cwd, environment=self._environment, log=log)
+
+    def beside(self, name: str) -> Path:
+        """The file of that name in the directory of its log."""
+        return self._log.with_name(name)
+
     @property
     def pid(self) -> int:
         """Its process id; 0 before it was started."""

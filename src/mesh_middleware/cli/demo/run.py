@@ -26,14 +26,14 @@ from rich.console import Console
 
 from ...exceptions import AgentError, ConfigError, MeshError
 from ..rules import NotOfferedError, Rules
-from . import agents, steps
+from . import agents, steps, ways
 from .evidence import Evidence, Outcome, Step
 from .screen import Screen
 from .services import NAMES, Service, make_services
 from .shop import Shop
 from .stage import LeftOutError, Stage, StepFailedError
 
-_OURS = (("invoice", "tax"), ("*", "tax"))
+_OURS = (("invoice", "tax"), ("*", "tax"), ("shop", "tax"))
 """The intentions that the steps write."""
 
 _LAST_WORDS = 0.5
@@ -104,7 +104,9 @@ def _play(
             stack.callback(_tidy, rules)
         stack.callback(_stop, services)
         shop = stack.enter_context(Shop(agent.environment, evidence))
-        _run_steps(Stage(agent, services, shop, rules, evidence, screen))
+        stage = Stage(agent, services, shop, rules, evidence, screen)
+        stack.callback(_stop, stage.extras)
+        _run_steps(stage)
 
 
 def _run_steps(stage: Stage) -> None:
@@ -149,7 +151,7 @@ def _check_guest(agent: agents.Agent, rules: Rules) -> None:
         for item in rules.all()
         if item.get("DestinationName") in (*NAMES, "*") or item.get("SourceName") in NAMES
     ]
-    taken = [name for name in NAMES if name in known]
+    taken = [name for name in (*NAMES, ways.BACKUP) if name in known]
     if taken or named:
         what = ", ".join([*taken, *named])
         raise ConfigError(
@@ -164,14 +166,13 @@ def _tidy(rules: Rules) -> None:
     with suppress(AgentError):
         for source, destination in _OURS:
             rules.delete(source, destination)
-        if rules.by_name():
-            rules.delete_entry("service-defaults", "tax")
+        ways.tidy(rules)
 
 
 def _show_logs(stage: Stage) -> None:
     # A server writes its traceback after the 500 that we have just seen.
     threading.Event().wait(_LAST_WORDS)
-    for service in stage.services:
+    for service in (*stage.services, *stage.extras):
         _show_log(service, stage.screen)
     _show_agent_log(stage.agent, stage.screen)
 

@@ -80,6 +80,28 @@ def make_services(environment: Mapping[str, str], logs: Path) -> tuple[Service, 
     return tuple(found)
 
 
+def make_tax(tax: Service, name: str, version: str = "") -> Service:
+    """
+    Make another instance of the tax example, not started, with a configuration of its own.
+
+    Args:
+        tax: the one there is.
+        name: of the service it belongs to.
+        version: in its metadata; empty for none.
+    """
+    (port,) = free_ports(1)
+    file = tax.process.beside(f"{name}-{port}.mesh")
+    meta = f'meta = {{version = "{version}"}}\n' if version else ""
+    file.write_text(
+        f'certfile = "mesh"\nkeyfile = "mesh"\n\n[mesh]\nservice = "{name}"\n{meta}',
+        encoding="utf-8",
+    )
+    command = [*tax.process.command]
+    command[command.index("mesh")] = str(file)
+    command[command.index(f"127.0.0.1:{tax.port}")] = f"127.0.0.1:{port}"
+    return Service(name, port, tax.process.another(file.stem, command))
+
+
 def is_healthy(api: agent_api.AgentApi, service: Service) -> bool:
     """
     Tell whether the agent knows this instance as native and passing.

@@ -21,6 +21,7 @@ import httpx
 from cryptography import x509
 
 from ...config import load_settings
+from ...httpx import MeshInfo
 from ...identity import ServiceId
 from ...mesh import Mesh
 from .evidence import Call, Evidence
@@ -46,6 +47,7 @@ class Shop:
         self._client = Client(mesh=self.mesh, timeout=_TIMEOUT)
         self._evidence = evidence
         self.step = 0
+        self.calls = 0
 
     def __enter__(self) -> Self:
         self.mesh.start()
@@ -66,18 +68,25 @@ class Shop:
 
     def call(self, method: str, url: str) -> Call:
         """Call anything in the mesh, and note how it went."""
+        return self.call_seen(method, url)[0]
+
+    def call_seen(self, method: str, url: str) -> tuple[Call, MeshInfo | None]:
+        """Do as `call`, and tell which instance answered; ``None`` when none did."""
         at, started = datetime.now(UTC), time.perf_counter()
         status: int | None = None
+        seen: MeshInfo | None = None
         says: Any
         try:
             answer = self._client.request(method, url)
             status, says = answer.status_code, _body(answer)
+            seen = answer.extensions["mesh"]
         except httpx.HTTPError as error:
             says = f"{type(error).__name__}: {error}"
         ms = (time.perf_counter() - started) * 1000
         call = Call(at, self.step, NAME, method, url, status, round(ms, 3), says)
         self._evidence.call(call)
-        return call
+        self.calls += 1
+        return call, seen
 
     def certificate_of(self, service: ServiceId, port: int) -> x509.Certificate:
         """The certificate a service shows on a new connection, verified on the way."""

@@ -61,6 +61,7 @@ class Stage:
         rules: how intentions are written.
         evidence: takes what is seen.
         screen: shows it.
+        extras: further instances, started by steps.
     """
 
     agent: Agent
@@ -69,6 +70,7 @@ class Stage:
     rules: Rules
     evidence: Evidence
     screen: Screen
+    extras: list[Service] = field(default_factory=list)
 
     def service(self, name: str) -> Service:
         """The service of that name."""

@@ -1,5 +1,5 @@
 """
-The eight steps of the demo.
+The steps of the demo; the last two are in `ways`.
 
 Each is a function of the stage that returns what it has shown, or raises: an error of this package
 means that it did not hold, `LeftOutError` and `NotOfferedError` that it was not tried. The order
@@ -18,6 +18,7 @@ from cryptography import x509
 from ...exceptions import AgentUnavailableError
 from ..api import AgentApi
 from ..rules import NotOfferedError
+from . import ways
 from .agents import Agent
 from .authority import Authority, new_authority
 from .evidence import Call, Evidence
@@ -47,7 +48,7 @@ class Plan:
     A step as it is announced.
 
     Args:
-        number: 1 to 8.
+        number: from 1.
         title: what it is about.
         why: what a newcomer should know while watching.
         run: does it.
@@ -390,5 +391,19 @@ PLANS = (
         "Strangers are refused",
         "Deny * -> tax, allow invoice -> tax. Then three who are not invoice try.",
         refuse_strangers,
+    ),
+    Plan(
+        9,
+        "A canary gets a fifth of the calls",
+        "A second version of tax starts. A service-splitter gives it 20 %, then all.\n"
+        "The caller's code does not know.",
+        ways.split,
+    ),
+    Plan(
+        10,
+        "Tax ends, and another service stands in",
+        "A service-resolver names tax-backup for failover. Its identity is checked like\n"
+        "any other's. Then tax starts again.",
+        ways.fail_over,
     ),
 )
