@@ -331,7 +331,7 @@ def test_what_cannot_be_judged_is_denied(default: bool, reading: str, action: st
 
 def test_without_the_engine_a_demand_denies(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the extra ``jwt`` no token is good."""
-    monkeypatch.setattr(jws, "pyjwt", None)
+    monkeypatch.setattr(jws, "engine", lambda: None)
     assert show(VAULT.token("role-user")).reason is Reason.JWT_NO_ENGINE
 
 

@@ -29,9 +29,11 @@ def called(uri: str) -> Decision:
     return judge(policy(intention("*")), uri, facts(), Normalization())
 
 
-def without(module: object, engine: str, asked: Callable[[], Decision]) -> Decision:
+def without(
+    module: object, engine: str, asked: Callable[[], Decision], instead: object = None
+) -> Decision:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, engine, None)
+        patch.setattr(module, engine, instead)
         matchers.regex_flaw.cache_clear()
         found = asked()
     matchers.regex_flaw.cache_clear()
@@ -65,7 +67,7 @@ REACHED: dict[Reason, Callable[[], Decision]] = {
         tokens.VAULT.token("role-user"), demand=tokens.demand((["role"], "admin"))
     ),
     Reason.JWT_NO_KEYS: lambda: ask(tokens.judge(providers=(tokens.provider(keys=None),))),
-    Reason.JWT_NO_ENGINE: lambda: without(jws, "pyjwt", lambda: ask(tokens.judge())),
+    Reason.JWT_NO_ENGINE: lambda: without(jws, "engine", lambda: ask(tokens.judge()), lambda: None),
     Reason.JWT_UNKNOWN_PROVIDER: lambda: ask(tokens.judge(providers=())),
     Reason.UNREADABLE_SOURCE: lambda: ask(policy(intention("a*"))),
     Reason.UNREADABLE_PERMISSION: lambda: rule(Methods="GET"),

@@ -17,12 +17,8 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
-
-try:
-    import jwt as pyjwt
-except ImportError:  # pragma: no cover - the extra is installed where tests run
-    pyjwt = None  # type: ignore[assignment]
 
 SKEW = 30.0
 """Seconds a clock may be off."""
@@ -75,9 +71,19 @@ class KeySet:
     text: str = field(repr=False)
 
 
-def available() -> bool:
-    """Tell whether the extra ``jwt`` is installed."""
-    return pyjwt is not None
+@cache
+def engine() -> Any:
+    """
+    Import PyJWT, once a policy or a key needs it: to most services it would be memory for nothing.
+
+    Returns:
+        Its module; ``None`` when the extra ``jwt`` is not installed.
+    """
+    try:
+        import jwt
+    except ImportError:  # pragma: no cover - the extra is installed where tests run
+        return None
+    return jwt
 
 
 def read_keys(text: str) -> KeySet:
@@ -102,6 +108,7 @@ def read_keys(text: str) -> KeySet:
 
 
 def _read_key(item: object) -> Key | None:
+    pyjwt = engine()
     if pyjwt is None or not isinstance(item, dict) or item.get("use", "sig") != "sig":
         return None
     kind, named, curve = item.get("kty"), item.get("alg"), item.get("crv")
@@ -281,11 +288,14 @@ def _check_signature(parts: list[str], header: Mapping[str, Any], keys: KeySet) 
         if algorithm not in key.algorithms or (kid and key.kid and kid != key.kid):
             continue
         try:
-            if _ALGORITHMS[algorithm].verify(message, key.material, signature):
+            if _algorithms()[algorithm].verify(message, key.material, signature):
                 return
-        except (pyjwt.PyJWTError, ValueError, TypeError):
+        except (engine().PyJWTError, ValueError, TypeError):
             continue
     raise BadTokenError
 
 
-_ALGORITHMS: Mapping[str, Any] = {} if pyjwt is None else pyjwt.algorithms.get_default_algorithms()
+@cache
+def _algorithms() -> Mapping[str, Any]:
+    found: Mapping[str, Any] = engine().algorithms.get_default_algorithms()
+    return found

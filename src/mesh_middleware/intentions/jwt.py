@@ -181,7 +181,7 @@ class Tokens:
         provider = self._providers.get(name)
         if provider is None:
             return Reason.JWT_UNKNOWN_PROVIDER
-        if not jws.available():
+        if jws.engine() is None:
             return Reason.JWT_NO_ENGINE
         if provider.keys is None:
             return Reason.JWT_NO_KEYS

@@ -17,7 +17,7 @@ from dataclasses import replace
 
 from ..exceptions import IdentityError
 from ..identity import ServiceId, SpiffeId, parse_spiffe_id
-from . import sources
+from . import jws, sources
 from .facts import RequestFacts
 from .jwt import JwtProvider, Tokens
 from .matchers import (
@@ -330,6 +330,8 @@ def compile_policy(
     intentions = tuple(intentions)
     providers: Mapping[str, JwtProvider] = {item.name: item for item in jwt_providers}
     named = _named_providers(intentions)
+    if named:
+        jws.engine()  # now, and not while a request waits
     terms = Terms(
         _default_reason(default_allow),
         reading,
