@@ -71,8 +71,7 @@ def test_every_status_key_and_note_is_in_the_reference() -> None:
     mesh = mesh_middleware.Mesh("tax", plugins=())
     assert [key for key in mesh.status() if f"`{key}`" not in text] == []
     sources = ROOT / "src" / "mesh_middleware"
-    code = "".join((sources / name).read_text() for name in ("belief.py", "watcher.py"))
-    code += (sources / "snapshot.py").read_text()
+    code = "".join(path.read_text() for path in sources.glob("*.py"))
     notes = set(re.findall(r'note\(\s*"(\w+)"', code)) | set(
         re.findall(r'Verdict\(\s*[^"]*?"(\w+)",', code)
     )

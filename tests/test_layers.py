@@ -23,7 +23,7 @@ LAYERS = [
     "consul.client consul.defaults consul.lookout tls gate standing resolve routing keepsake jwks",
     # the heart
     "mesh plugins hookspecs belief chains entries following registration upstreams watcher metrics"
-    " raw",
+    " raw keeper probe",
     # doors, and what they share
     "asgi wsgi flask httpx httpx2 servers doors answers live",
     # commands

@@ -72,6 +72,11 @@ class Belief:
         with self._changed:
             return self._changed.wait_for(lambda: condition(self.snapshot), timeout)
 
+    def announce(self) -> None:
+        """Let those who `wait_for` something look again."""
+        with self._changed:
+            self._changed.notify_all()
+
     def take_roots(self, roots: Roots) -> str:
         """Judge roots that the agent told; the reason, when they are not in use now."""
         return self._take(offer_roots(self._trust, roots, self._now()))
@@ -206,8 +211,7 @@ class Belief:
         old = self.snapshot
         new = replace(self._compiled(old, draft), version=old.version + 1)
         self.snapshot = new
-        with self._changed:
-            self._changed.notify_all()
+        self.announce()
         self._swapped(old, new)
 
     def _compiled(self, old: Snapshot, draft: Snapshot) -> Snapshot:

@@ -24,7 +24,7 @@ from .consul.client import Answer, ConsulClient
 from .consul.entries import KeySource, parse_conditions
 from .consul.watch import Cursor
 from .exceptions import AgentAnswerError, AgentRefusedError, MeshError
-from .following import Follower
+from .following import Follower, wait_at_most
 from .intentions import Intention
 from .intentions.jwt import KeySet, read_keys
 from .jwks import KeysError, fetch_keys
@@ -245,8 +245,7 @@ class EntryWatch:
         """Wait *pause* seconds, or until keys are wanted early; never less than is decent."""
         decent = min(pause, REFRESH_EVERY)
         await asyncio.sleep(decent)
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(early.wait(), pause - decent)
+        await wait_at_most(early, pause - decent)
         early.clear()
 
     def _refresh_now(self) -> None:

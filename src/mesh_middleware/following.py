@@ -8,6 +8,7 @@ nothing of what the answers mean.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import time
@@ -30,6 +31,22 @@ MAX_SKEW = 60.0
 
 Ask = Callable[[Cursor], Awaitable[Answer]]
 Take = Callable[[Answer, bool], Awaitable[None]]
+
+
+async def wait_at_most(event: asyncio.Event, seconds: float) -> bool:
+    """
+    Wait until *event* is set, *seconds* at most.
+
+    Unlike ``asyncio.wait_for`` before Python 3.12, which takes a cancellation for the event when
+    the two come together: the task would go on, as if nobody had ended it.
+
+    Returns:
+        Whether it is set.
+    """
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    return event.is_set()
 
 
 class Follower:

@@ -145,7 +145,7 @@ class Mesh(Calling):
             hands_over: asked when the mesh closes: whether another worker goes on.
         """
         if self._watcher is not None:
-            self._watcher.hands_over = hands_over
+            self._watcher.keeper.hands_over = hands_over
 
     def close(self) -> None:
         """Deregister and stop watching. Afterwards nothing is allowed and no handshake succeeds."""
@@ -154,6 +154,8 @@ class Mesh(Calling):
         if watcher is None:
             return
         watcher.close()
+        for upstream in self._upstreams.values():
+            upstream.end("the mesh was closed")
         self._reset()
         atexit.unregister(self.close)
 
@@ -240,7 +242,7 @@ class Mesh(Calling):
             "protocol": snapshot.conditions.protocol,
             "generation": snapshot.generation,
             "version": snapshot.version,
-            "registered": bool(watcher and watcher.registered),
+            "registered": bool(watcher and watcher.keeper.registered),
             "troubles": dict(watcher.follower.troubles) if watcher else {},
             "clock_skew_seconds": watcher.follower.skew if watcher else 0.0,
             "notes": [[at.isoformat(), code, text] for at, code, text in self._belief.notes],

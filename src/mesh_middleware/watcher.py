@@ -1,9 +1,9 @@
 """
 The watcher: one daemon thread with an event loop, one task per blocking query.
 
-Owns everything that talks to the agent: the watches on roots, leaf and intentions, the probe of
-the default policy, the registration's heartbeat, and one watch per upstream. Hands answers to
-`belief`; decides nothing itself.
+Owns the life of everything that talks to the agent, and the watches on roots, leaf, intentions and
+upstreams. Hands answers to `belief`; decides nothing itself. The default policy is `probe`'s, the
+registration `keeper`'s.
 """
 
 from __future__ import annotations
@@ -24,25 +24,20 @@ from .chains import ChainWatch
 from .config import Settings
 from .consul import watch, wire
 from .consul.client import Answer, ConsulClient
-from .consul.defaults import ask_about_nobody, ask_self
 from .consul.intentions import parse_match
-from .consul.lookout import AgentReturnedError
 from .entries import EntryWatch
 from .exceptions import AgentAnswerError, MeshError
-from .following import Follower
+from .following import Follower, wait_at_most
 from .intentions import Intention
+from .keeper import LEAVE_TIMEOUT, Keeper
 from .keepsake import Keepsake, KeepsakeError
 from .plugins import Plugins
-from .registration import BEATS_PER_TTL, OwnerLock, Registration
+from .probe import DefaultProbe
 from .snapshot import Conditions
 from .upstreams import UpstreamWatch
 
 _log = logging.getLogger("mesh_middleware.watch")
 
-PROBE_EVERY = 60.0
-"""Seconds between probes of the default policy."""
-TAKEOVER_EVERY = 1.0
-"""Seconds between attempts of a worker that is not the owner to become it."""
 SWEEP_DELAY = 0.3
 """Seconds from a change until long-lived requests are judged anew: ordinary ones are done then."""
 SWEEP_EVERY = 5.0
@@ -51,8 +46,8 @@ KEEP_EVERY = 3600.0
 """Seconds after which the last known good is kept anew, though nothing has changed."""
 SHAKEN_FOR = 30.0
 """Seconds after the agent was away in which "no instance" is not believed: two TTLs of ours."""
-CLOSE_TIMEOUT = 3.0
-"""Longest time in seconds that closing takes, deregistration included."""
+TASKS_END = 1.0
+"""Seconds that cancelled watches have to end."""
 
 
 class Watcher:
@@ -80,8 +75,6 @@ class Watcher:
         now: Callable[[], datetime],
         swept: Callable[[], None] = lambda: None,
     ) -> None:
-        self.registered = False
-        self.hands_over: Callable[[], bool] = lambda: False
         self._settings = settings
         self._belief = belief
         self._plugins = plugins
@@ -112,13 +105,18 @@ class Watcher:
         self._upstreams: list[UpstreamWatch] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._running = threading.Event()
-        self._stop, self._probe_now = asyncio.Event(), asyncio.Event()
-        self._beat_now, self._joined = asyncio.Event(), asyncio.Event()
+        self._stop, self._joined = asyncio.Event(), asyncio.Event()
         self._changed, self._keep_now = asyncio.Event(), asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._registration: Registration | None = None
-        self._keeper: asyncio.Task[None] | None = None
-        self._leaving: asyncio.Task[None] | None = None
+        self._probe = DefaultProbe(settings, self._client, self.follower, belief, self._joined)
+        self.keeper = Keeper(
+            settings,
+            self._client,
+            self.follower,
+            belief,
+            lambda registered: plugins.registration(settings.instance_id, registered),
+            now,
+        )
         self._thread = threading.Thread(target=self._run, name="mesh_middleware", daemon=True)
 
     def start(self) -> None:
@@ -135,13 +133,13 @@ class Watcher:
         self._running.wait()
 
     def close(self) -> None:
-        """Deregister, end every watch, and join the thread; within `CLOSE_TIMEOUT` or so."""
+        """Deregister, end every watch, and join the thread; within `LEAVE_TIMEOUT` or so."""
         if self._loop is None or not self._thread.is_alive():
             return
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._stop.set)
         if threading.current_thread() is not self._thread:
-            self._thread.join(CLOSE_TIMEOUT + 1)
+            self._thread.join(LEAVE_TIMEOUT + TASKS_END)
 
     def follow(self, upstream: UpstreamWatch) -> None:
         """Keep *upstream* informed from now on."""
@@ -154,15 +152,15 @@ class Watcher:
     def withdraw(self) -> None:
         """Turn the check critical and deregister, for good; everything else goes on."""
         if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._start_leaving)
+            self._loop.call_soon_threadsafe(self.keeper.leave)
 
     def refresh_keys(self) -> None:
         """A token was signed by a key that nobody knows: read keys again soon. From any thread."""
         self._entries.refresh_keys()
 
     def poke(self) -> None:
-        """The snapshot changed, on the watcher's own thread: report the state of the check now."""
-        self._beat_now.set()
+        """The snapshot changed, on the watcher's own thread: those who go by it look again."""
+        self.keeper.changed()
         self._changed.set()
         self._keep_now.set()
         if self._belief.snapshot.joined:
@@ -179,19 +177,17 @@ class Watcher:
 
     async def _main(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._registration = self._make_registration()
         self._running.set()
         self._entries.start()
         self._entries.want(self._belief.snapshot.intentions)
         for work in (self._watch_roots(), self._watch_leaf(), self._watch_intentions()):
             self._spawn(work)
         self._spawn(self.follower.scout())
-        self._spawn(self._probe_default())
+        self._spawn(self._probe.run())
         self._spawn(self._sweep())
         if self._keepsake is not None:
             self._spawn(self._keep(self._keepsake))
-        if self._registration is not None:
-            self._keeper = self._spawn(self._keep_registered(self._registration))
+        self.keeper.start(self._spawn)
         await self._stop.wait()
         await self._end()
 
@@ -199,36 +195,9 @@ class Watcher:
         for task in list(self._tasks):
             task.cancel()
         if self._tasks:
-            await asyncio.wait(self._tasks, timeout=1.0)
-        await self._start_leaving(hand_over=self.hands_over())
+            await asyncio.wait(self._tasks, timeout=TASKS_END)
+        await self.keeper.leave(hand_over=self.keeper.hands_over())
         await self._client.close()
-
-    def _start_leaving(self, *, hand_over: bool = False) -> asyncio.Task[None]:
-        # One task for both notices, and not among those that the end cancels: the second must not
-        # cut the first short between turning critical and deregistering.
-        if self._leaving is None:
-            self._leaving = asyncio.get_running_loop().create_task(self._leave(hand_over))
-        return self._leaving
-
-    async def _leave(self, hand_over: bool) -> None:
-        if self._registration is None:
-            return
-        if self._keeper is not None:
-            self._keeper.cancel()
-            await asyncio.wait([self._keeper], timeout=1.0)
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._registration.end(hand_over=hand_over), CLOSE_TIMEOUT)
-
-    def _make_registration(self) -> Registration | None:
-        if not (self._settings.register and self._settings.port):
-            return None
-
-        def told(registered: bool) -> None:
-            self.registered = registered
-            self._plugins.registration(self._settings.instance_id, registered)
-
-        lock = OwnerLock(self._settings.agent, self._settings.instance_id)
-        return Registration(self._settings, self._client, lock, told)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
@@ -339,8 +308,7 @@ class Watcher:
 
     async def _keep(self, keepsake: Keepsake) -> None:
         while True:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._keep_now.wait(), KEEP_EVERY)
+            await wait_at_most(self._keep_now, KEEP_EVERY)
             self._keep_now.clear()
             kept = self._belief.keep()
             # Its age says when it was last known to be true: not while the agent is away.
@@ -353,8 +321,7 @@ class Watcher:
 
     async def _sweep(self) -> None:
         while True:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), SWEEP_EVERY)
+            if await wait_at_most(self._changed, SWEEP_EVERY):
                 await asyncio.sleep(SWEEP_DELAY)
             self._changed.clear()
             self._belief.reconsider()
@@ -363,84 +330,11 @@ class Watcher:
     def _after_regress(self, regressed: bool) -> None:
         if regressed:
             self._belief.note("index_regressed", "the agent's index went backwards; starting over")
-            self._probe_now.set()
+            self._probe.soon()
 
     def _recovered(self) -> None:
-        self._probe_now.set()
-        self._beat_now.set()
-
-    # -- the default policy --------------------------------------------------------------------
-
-    async def _probe_default(self) -> None:
-        fixed = self._settings.default_policy
-        if fixed is not None:
-            self._belief.take_default(fixed == "allow")
-            return
-        failures = 0
-        while True:
-            self._probe_now.clear()
-            try:
-                found = await self.follower.lookout.attempt(self._discover_default())
-                self._belief.take_default(found)
-                self.follower.well("default policy")
-                failures, pause = 0, PROBE_EVERY
-            except AgentReturnedError:
-                pause = 0.0
-            except Exception as caught:
-                # The last verdict stays: an agent that is away has not changed its policy.
-                failures += 1
-                error = self.follower.trouble("default policy", caught)
-                pause = self.follower.backoff(failures, error)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._probe_now.wait(), pause)
-
-    async def _discover_default(self) -> bool | None:
-        default = await ask_self(self._client)
-        if default is not None:
-            return default
-        await self._joined.wait()
-        leaf = self._belief.snapshot.leaf
-        assert leaf is not None
-        default = await ask_about_nobody(self._client, leaf.id)
-        if default is None:
-            self._belief.note(
-                "default_unknown",
-                "the default policy cannot be learnt (agent:read is missing, and a wildcard "
-                "intention answers for it); requests that need it are denied; set default_policy",
-            )
-        return default
-
-    # -- the registration ----------------------------------------------------------------------
-
-    async def _keep_registered(self, registration: Registration) -> None:
-        failures = 0
-        while True:
-            self._beat_now.clear()
-            try:
-                await self.follower.lookout.attempt(registration.beat(*self._health()))
-                self.follower.well("registration")
-                failures = 0
-                pause = self._settings.check_ttl / BEATS_PER_TTL
-                if not registration.owner:
-                    pause = min(pause, TAKEOVER_EVERY)
-            except AgentReturnedError:
-                pause = 0.0
-            except Exception as caught:
-                failures += 1
-                error = self.follower.trouble("registration", caught)
-                pause = self.follower.backoff(failures, error)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._beat_now.wait(), pause)
-
-    def _health(self) -> tuple[str, str]:
-        snapshot = self._belief.snapshot
-        if snapshot.leaf is None or snapshot.roots is None:
-            return "critical", "no leaf or roots yet"
-        if self._now() > snapshot.leaf.not_after:
-            return "critical", f"the leaf expired {snapshot.leaf.not_after:%FT%TZ}"
-        if snapshot.policy is None:
-            return "critical", "no policy yet"
-        return "passing", f"ready; leaf valid until {snapshot.leaf.not_after:%FT%TZ}"
+        self._probe.soon()
+        self.keeper.beat_soon()
 
 
 def _demand_taken(why_not: str) -> None:
