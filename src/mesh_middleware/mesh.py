@@ -154,8 +154,6 @@ class Mesh(Calling):
         if watcher is None:
             return
         watcher.close()
-        for upstream in self._upstreams.values():
-            upstream.end("the mesh was closed")
         self._reset()
         atexit.unregister(self.close)
 
