@@ -183,6 +183,48 @@ def test_fault_hits_questions_that_are_held(agent: DevAgent) -> None:
         asyncio.run(hit_held(agent, "cut"))
 
 
+HITS: dict[str, Callable[[httpx.Response, int], bool]] = {
+    "regress": lambda answer, now: int(answer.headers["x-consul-index"]) < now,
+    "wrong": lambda answer, now: "Unexpected" in answer.json(),
+    "empty": lambda answer, now: answer.json()["Roots"] == [],
+    "foreign": lambda answer, now: answer.json()["ActiveRootID"] == "ff:ff",
+    "expired": lambda answer, now: True,
+    "mismatch": lambda answer, now: True,
+    "forbid": lambda answer, now: answer.status_code == 403,
+    "busy": lambda answer, now: answer.status_code == 429,
+    "fail": lambda answer, now: answer.status_code == 500,
+    "truncated": lambda answer, now: not answer.text.rstrip().endswith("}"),
+}
+
+
+@pytest.mark.parametrize("kind", HITS)
+def test_every_kind_hits_a_question_that_is_held(agent: DevAgent, kind: str) -> None:
+    """Whoever waits for a change when the fault begins is its first victim, at once."""
+    answer = asyncio.run(asyncio.wait_for(hit_held(agent, kind), PATIENCE))
+    assert HITS[kind](answer, agent.state.index.counter)
+
+
+async def outlive(agent: DevAgent, kind: str) -> tuple[httpx.Response, httpx.Response]:
+    """Ask, and ask again for what is newer than the answer; the fault ends meanwhile."""
+    async with httpx.AsyncClient(base_url=agent.url, timeout=PATIENCE, trust_env=False) as client:
+        fault = agent.faults.begin(kind, "roots")
+        bent = await client.get(ROOTS)
+        query = {"index": bent.headers["x-consul-index"], "wait": "60s"}
+        asked = asyncio.ensure_future(client.get(ROOTS, params=query))
+        await asyncio.to_thread(until, lambda: agent.watching, "the held question")
+        fault.end()
+        return bent, await asked
+
+
+@pytest.mark.parametrize("kind", ["empty", "foreign", "wrong", "regress"])
+def test_the_truth_is_told_as_soon_as_a_fault_ends(agent: DevAgent, kind: str) -> None:
+    """Also to who believed the lie, and waits for what is newer than it."""
+    truth = agent.state.ca.active.id
+    bent, told = asyncio.run(asyncio.wait_for(outlive(agent, kind), PATIENCE))
+    assert HITS[kind](bent, agent.state.index.counter)
+    assert told.json()["ActiveRootID"] == truth and told.json()["Roots"]
+
+
 async def stall_and_go_on(agent: DevAgent) -> int:
     async with held_question(agent) as answer:
         fault = agent.faults.begin("stall", "roots")
@@ -206,6 +248,18 @@ def test_long_questions_are_cut_and_short_ones_are_not(agent: DevAgent) -> None:
         index = client.get(ROOTS).headers["x-consul-index"]
         with pytest.raises(httpx.RemoteProtocolError):
             client.get(ROOTS, params={"index": index, "wait": "60s"})
+
+
+def test_question_that_is_held_when_a_limit_begins_is_cut_by_it(agent: DevAgent) -> None:
+    """It lasts as long as any other, and is not answered instead."""
+
+    async def hit() -> httpx.Response:
+        async with held_question(agent) as answer:
+            agent.faults.begin("cut", seconds=0.05)
+            return await answer()
+
+    with pytest.raises(httpx.RemoteProtocolError):
+        asyncio.run(asyncio.wait_for(hit(), PATIENCE))
 
 
 def test_faults_begin_and_end_over_http(agent: DevAgent, http: httpx.Client) -> None:

@@ -20,7 +20,7 @@ from urllib.parse import parse_qs, unquote
 from ..exceptions import ConfigError
 from . import routes_agent, routes_catalog, routes_connect, routes_intentions
 from .faults import PATH as FAULTS_PATH
-from .faults import Fault, Faults, deliver, read_fault
+from .faults import CutError, Fault, Faults, deliver, read_fault
 from .http import DEFAULT_WAIT, EMPTY, MAX_WAIT, Answer, Refusal, Request
 from .index import Watch
 from .routing import Call, Route, Table
@@ -100,7 +100,10 @@ class AgentApp:
             gone.cancel()
 
     async def _serve(self, request: Request, gone: asyncio.Future[Any], send: Send) -> None:
-        answer, cut = await self._answer_within(request, gone)
+        try:
+            answer, cut = await self._answer_within(request, gone), None
+        except CutError as limit:
+            answer, cut = EMPTY, limit.fault
         # Asked again: a question that was held meets the fault that began meanwhile.
         fault = cut or self.faults.find(request)
         if fault is not None and fault.kind == "stall":
@@ -114,18 +117,16 @@ class AgentApp:
         if request.method not in ("GET", "HEAD", "OPTIONS"):
             self._after_write()
 
-    async def _answer_within(
-        self, request: Request, gone: asyncio.Future[Any]
-    ) -> tuple[Answer | None, Fault | None]:
+    async def _answer_within(self, request: Request, gone: asyncio.Future[Any]) -> Answer | None:
         fault = self.faults.find(request)
         if fault is None or not fault.is_limit:
-            return await self._answer(request, gone), None
+            return await self._answer(request, gone)
         answering = asyncio.ensure_future(self._answer(request, gone))
         done, _ = await asyncio.wait({answering}, timeout=fault.seconds)
         if done:
-            return answering.result(), None
+            return answering.result()
         answering.cancel()
-        return EMPTY, fault
+        raise CutError(fault)
 
     def _set_faults(self, request: Request) -> Answer:
         try:
@@ -152,6 +153,8 @@ class AgentApp:
             return await self._dispatch(request, gone)
         except Refusal as refusal:
             return Answer(refusal.text, refusal.status)
+        except CutError:
+            raise
         except Exception:
             log.exception("%s %s failed in the dev agent", request.method, request.path)
             return Answer("Internal error of the dev agent", 500)
@@ -182,7 +185,7 @@ class AgentApp:
         request.index(), request.wait()  # refuse bad ones even where nothing blocks
         if not call.blocking:
             return self._handle(route, call)
-        return await self._block(route, route.topics(call), call, gone)
+        return await self._block(route, route.topics(call), call, gone, fault)
 
     def _handle(self, route: Route, call: Call) -> Answer:
         self.state.tick()
@@ -190,11 +193,17 @@ class AgentApp:
             return route.handler(call)
 
     async def _block(
-        self, route: Route, topics: tuple[str, ...], call: Call, gone: asyncio.Future[Any]
+        self,
+        route: Route,
+        topics: tuple[str, ...],
+        call: Call,
+        gone: asyncio.Future[Any],
+        fault: Fault | None,
     ) -> Answer | None:
         loop = asyncio.get_running_loop()
-        until = loop.time() + _patience(route, call.request)
-        waited, fault = False, self.faults.find(call.request)
+        began = loop.time()
+        until = began + _patience(route, call.request)
+        waited = False
         with Watch(self.state.index, topics) as watch:
             while True:
                 watch.rearm()
@@ -205,8 +214,12 @@ class AgentApp:
                 if self.stopping:
                     return Answer("The agent is shutting down", 500)
                 found = self.faults.find(call.request)
-                if found is not None and found is not fault:
-                    return self.faults.refusal(found) or answer
+                if found is not None and found.is_limit:
+                    left = min(left, found.left(loop.time() - began))
+                elif found is not fault:
+                    # One has begun, or the one it was asked under has ended: answered by it at
+                    # once, or by the truth.
+                    return (found and self.faults.refusal(found)) or answer
                 if gone.done():
                     return None
                 waited = True

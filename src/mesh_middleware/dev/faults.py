@@ -2,7 +2,8 @@
 Faults of the agent, on purpose: what a test of an outage needs.
 
 Owns which faults hold now, what each does to an answer, and how a broken one goes over the wire.
-A fault hits questions that are held already, too: they are answered by it at once.
+A fault hits questions that are held already, too: they are answered by it at once. Those that came
+while it held, and are held still when it ends, are answered by the truth at once.
 
 Source: reliability.md, 2 (R3, R8, R17); Consul's error texts from the reference, 1.3.
 """
@@ -102,6 +103,17 @@ class Fault:
         """Whether it spoils only what takes longer than `seconds`."""
         return self.kind == "cut" and self.seconds > 0
 
+    def left(self, held: float) -> float:
+        """
+        Seconds that a question may still be held, after *held* seconds.
+
+        Raises:
+            CutError: none.
+        """
+        if held >= self.seconds:
+            raise CutError(self)
+        return self.seconds - held
+
     def end(self) -> None:
         """End it. Ending twice is no error."""
         self.faults.end(self)
@@ -116,6 +128,14 @@ class Fault:
         trace: TracebackType | None,
     ) -> None:
         self.end()
+
+
+class CutError(Exception):
+    """A question was held longer than *fault* lets it be."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(fault)
+        self.fault = fault
 
 
 class Faults:

@@ -114,7 +114,10 @@ class Index:
 
     def poke_all(self) -> None:
         """Make every watcher look again."""
-        self.poke(*self._watches)
+        with self._lock:
+            watches = self._watching(tuple(self._watches))
+        for watch in watches:
+            watch.wake()
 
     def _watching(self, topics: tuple[str, ...]) -> set[Watch]:
         return {watch for topic in topics for watch in self._watches.get(topic, ())}
