@@ -31,7 +31,7 @@ from ..intentions import (
     compile_policy,
     decision,
 )
-from ..intentions.program import ReadingName
+from ..intentions.terms import ReadingName
 from ..intentions.wire import unsound
 
 PROTOCOLS = ("http", "http2", "grpc", "tcp")

@@ -104,17 +104,28 @@ class HeaderView:
         Raises:
             TooMuchError: the header is too large, or too long a list.
         """
-        once = self._once
-        if once is not None and name not in _TWISTED and name[:1] != b":":
-            value = once.get(name if self._facts.dashes_known else name.replace(b"_", b"-"))
-            if value is None:
-                return _ABSENT
-            if b"," not in value:
-                return (Alternative("headers", (value.strip(b" \t"),)),)
+        sure, values = self.plainly(name)
+        if sure:
+            return (Alternative("headers", values),)
         found = self._cache.get(name)
         if found is None:
             found = self._cache[name] = tuple(self._read(name))
         return found
+
+    def plainly(self, name: bytes) -> tuple[bool, Sequence[bytes] | None]:
+        """
+        Read one header, where it has one reading only: nearly always.
+
+        Returns:
+            Whether it has, and its values then; ``None`` when it is absent.
+        """
+        once = self._once
+        if once is None or name in _TWISTED or name.startswith(b":"):
+            return False, None
+        value = once.get(name if self._facts.dashes_known else name.replace(b"_", b"-"))
+        if value is None:
+            return True, None
+        return (False, None) if b"," in value else (True, (value.strip(b" \t"),))
 
     def _read(self, name: bytes) -> list[Alternative]:
         if name == b":authority":

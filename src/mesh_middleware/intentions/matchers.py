@@ -60,12 +60,14 @@ class HeaderTest:
         return any(map(self.test, values)) is not self.invert
 
 
-@dataclass(frozen=True, slots=True)
+# Told apart by identity: steps of a table are compared with each other only, and often.
+@dataclass(frozen=True, slots=True, eq=False)
 class Step:
     """A permission without its path."""
 
     index: int
     allow: bool
+    reason: Reason
     methods: frozenset[bytes]
     headers: tuple[HeaderTest, ...]
     jwt: tuple[JwtDemand, ...]
@@ -144,8 +146,11 @@ class PathTable:
             hits = self._set(path)
             if hits is not None:
                 return found + hits
-        found += [index for prefix, index in self._prefixes if path.startswith(prefix)]
-        return found + [index for regex, index in self._regexes if regex(path)]
+        if self._prefixes:
+            found += [index for prefix, index in self._prefixes if path.startswith(prefix)]
+        if self._regexes:
+            found += [index for regex, index in self._regexes if regex(path)]
+        return found
 
     def _match_odd(self, view: paths.Reading) -> list[int]:
         found = []
@@ -160,7 +165,8 @@ class PathTable:
 def _step(index: int, permission: Permission) -> Step:
     headers = tuple(map(_header_test, permission.headers))
     methods = frozenset(method.encode() for method in permission.methods)
-    return Step(index, permission.allow, methods, headers, permission.jwt)
+    reason = Reason.PERMISSION_ALLOW if permission.allow else Reason.PERMISSION_DENY
+    return Step(index, permission.allow, reason, methods, headers, permission.jwt)
 
 
 def _header_test(match: HeaderMatch) -> HeaderTest:

@@ -7,7 +7,7 @@ of what is remembered.
 
 from __future__ import annotations
 
-from typing import Generic, TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -18,13 +18,13 @@ ALL_MEMORY = 8192
 """Answers remembered by all sources of a policy together; then all start again."""
 
 
-class Memory(Generic[T]):
+class Memory:
     """Bounds what the programs of one policy remember together."""
 
     __slots__ = ("_held", "_left")
 
     def __init__(self) -> None:
-        self._held: list[dict[object, T]] = []
+        self._held: list[dict[object, Any]] = []
         self._left = ALL_MEMORY
 
     def keep(self, answers: dict[object, T], key: object, answer: T) -> None:

@@ -197,9 +197,14 @@ def readings(path: bytes, app: bytes, normal: bytes) -> tuple[Reading, ...]:
     Returns:
         At least one reading; each has the shortest of its names.
     """
+    bases = {normal: "normalized"}
+    for name, base in (
+        ("raw", path), ("decoded", decode(path)), ("slashes_decoded", decode_slashes(path)),
+        ("app", app),
+    ):  # fmt: skip
+        bases.setdefault(base, name)
     found: dict[bytes, str] = {normal: "normalized"}
-    bases = {"raw": path, "decoded": decode(path), "slashes_decoded": decode_slashes(path)}
-    for name, base in {"normalized": normal, **bases, "app": app}.items():
+    for base, name in bases.items():
         for words, read in _transformed(base):
             label = "+".join((name, *words))
             if label.count("+") < found.setdefault(read, label).count("+"):

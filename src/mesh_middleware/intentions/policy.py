@@ -30,9 +30,10 @@ from .matchers import (
     source_flaw,
 )
 from .model import Decision, Flaw, Intention, Normalization, decision, order
-from .program import Program, ReadingName, Terms
+from .program import Program
 from .reasons import Reason
 from .sources import Candidates
+from .terms import ReadingName, Terms
 
 MAX_STRANGERS = 1024
 """Sources remembered beyond those with an intention of their own, where names are odd."""

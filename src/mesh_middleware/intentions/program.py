@@ -1,37 +1,32 @@
 """
 The judge of one source: what its intentions say about a request.
 
-Owns the walk through permissions, in one reading and in all of them, and the memory of past
-answers. Knows nothing of how a source is found.
+Owns the reading of a request's path, the conclusion from what each reading leads to, and the memory
+of past answers. Knows nothing of how a source is found; the walk through permissions is in `walk`.
 
 Theory: the path is read in every way (`paths`); each reading gives the *chain* of permissions whose
 method and path match. What is left depends on headers and tokens; where nothing is left, the
-answer is remembered. A header criterion is judged in every reading of the header: it *must* match
-when it does in all of them, it *may* when it does in any. An allowing permission decides when it
-must match, a denying one when it may: so whatever any combination of readings denies is denied, in
-one walk.
+answer is remembered.
 
 Source: reference 5.1 to 5.4.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
 from urllib.parse import quote_from_bytes
 
 from . import paths, wire
 from .facts import RequestFacts
-from .headers import Alternative, HeaderView, TooMuchError
-from .jwt import Tokens
-from .matchers import HeaderTest, PathTable, Step
-from .memory import Memory
-from .model import Decision, Intention, JwtDemand, Normalization, decision
+from .headers import TooMuchError
+from .matchers import PathTable, Step
+from .model import Decision, Intention, decision
 from .reasons import Reason
 from .sources import Candidates
-
-ReadingName = Literal["strict", "envoy"]
+from .terms import Request, Terms
+from .walk import Branch, Verdict, walk, walk_plainly
 
 MAX_REMEMBERED = 512
 """Longest path, in bytes, whose answer is remembered."""
@@ -48,123 +43,24 @@ WORDS = {
 }
 """Names of readings that concern intentions, and what they mean."""
 
-
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """
-    What all sources of a policy share.
-
-    Args:
-        default: what holds where nothing matched.
-        reading: how requests are read.
-        options: the mesh entry's request normalization.
-        tokens: makes the tokens of a request.
-        token_headers: headers that proxies may take out of a request for the token in them.
-        memory: what is remembered together.
-    """
-
-    default: Reason
-    reading: ReadingName
-    options: Normalization
-    tokens: Callable[[RequestFacts, HeaderView], Tokens]
-    token_headers: frozenset[bytes] = frozenset()
-    memory: Memory[Decision | Outcome] = field(default_factory=Memory, compare=False)
-
-
-_REASONS = {
-    True: Reason.INTENTION_ALLOW,
-    False: Reason.INTENTION_DENY,
-    None: Reason.PERMISSIONS_ON_CONNECTION,
-}
-
-
-_OUR_FAULT = (Reason.JWT_UNKNOWN_PROVIDER, Reason.JWT_NO_KEYS, Reason.JWT_NO_ENGINE)
-"""Why tokens cannot be judged at all: denied whatever the default is."""
-
-
-class Branch(NamedTuple):
-    """One intention, or the default, and the permissions that some readings of a path lead to."""
-
-    readings: tuple[str, ...]
-    intention: Intention | None
-    steps: tuple[Step, ...]
-
-
-class Verdict(NamedTuple):
-    """What a branch says; *doubts* name the readings that made it stricter."""
-
-    allowed: bool
-    reason: Reason
-    permission: int | None = None
-    doubts: frozenset[str] = frozenset()
+_NORMALIZED = ("normalized",)
 
 
 class Outcome(NamedTuple):
-    """What a path leads to: the branches that decide, and what Envoy's rules would ask."""
+    """
+    What a path leads to: the branches that decide, and what Envoy's rules would ask.
+
+    It is *plain* where one branch, of an intention with permissions, decides alone.
+    """
 
     branches: tuple[Branch, ...]
     envoy: tuple[Branch, ...]
+    plain: bool = False
 
     @property
     def final(self) -> bool:
         """Whether neither headers nor tokens matter any more."""
-        for branch in (*self.branches, *self.envoy):
-            if branch.intention is not None and branch.intention.jwt:
-                return False
-            for step in branch.steps:
-                if step.headers or step.jwt:
-                    return False
-        return True
-
-
-class Request:
-    """What walking needs of one request: its headers and tokens, each read at most once."""
-
-    __slots__ = ("_facts", "_terms", "_tokens", "_view", "claims")
-
-    def __init__(self, facts: RequestFacts, terms: Terms) -> None:
-        self._facts = facts
-        self._terms = terms
-        self._view: HeaderView | None = None
-        self._tokens: Tokens | None = None
-        self.claims: dict[str, Mapping[str, Any]] = {}
-
-    @property
-    def view(self) -> HeaderView:
-        """The headers."""
-        if self._view is None:
-            strict = self._terms.reading == "strict"
-            self._view = HeaderView(self._facts, self._terms.options, strict=strict)
-        return self._view
-
-    @property
-    def tokens(self) -> Tokens:
-        """The tokens."""
-        if self._tokens is None:
-            self._tokens = self._terms.tokens(self._facts, self.view)
-        return self._tokens
-
-    def alternatives(self, name: bytes) -> tuple[Alternative, ...]:
-        """Read one header, Envoy's reading first; see `HeaderView.alternatives`."""
-        found = (self._view or self.view).alternatives(name)
-        if name in self._terms.token_headers and name in self.tokens.removed:
-            return (Alternative("proxy", None), *found)
-        return found
-
-    def unmet(self, demands: Sequence[JwtDemand], *, lenient: bool = False) -> Reason | None:
-        """
-        Tell why no token satisfies any of *demands*; ``None`` when one does, or none is made.
-
-        Args:
-            lenient: whether tokens are judged as Envoy does, not as we do.
-        """
-        if not demands:
-            return None
-        found = self.tokens.satisfy(demands, lenient=lenient)
-        if isinstance(found, Reason):
-            return found
-        self.claims.update(found)
-        return None
+        return all(branch.final for branch in (*self.branches, *self.envoy))
 
 
 class Program:
@@ -182,6 +78,7 @@ class Program:
         "_answers",
         "_asked",
         "_connection",
+        "_lone",
         "_memory",
         "_simple",
         "_tables",
@@ -209,6 +106,7 @@ class Program:
         envoy = terms.reading == "envoy"
         self._asked = found.envoy if envoy else found.strict(cautious)
         self._simple = not envoy and found.simple
+        self._lone = self._find_lone()
         self.decision: Decision | None = self._beforehand()
 
     def _beforehand(self) -> Decision | None:
@@ -218,41 +116,62 @@ class Program:
         nowhere = (paths.Reading("normalized", b"/"),)
         return self._conclude(self._outcome(b"GET", nowhere, nowhere), None)
 
+    def _find_lone(self) -> tuple[Intention, PathTable] | None:
+        """Find the one intention that decides all alone, by permissions and without a token."""
+        first = self.found.first
+        if not self._simple or first is None or first.jwt or id(first) not in self._tables:
+            return None
+        return first, self._tables[id(first)]
+
     def judge(self, facts: RequestFacts) -> Decision:
         """Decide about one request of this source."""
         key = facts.key
         outcome = self._memory.get(key)
         if outcome is None:
-            outcome = self._read_path(facts)
-            self._remember(key, facts, outcome)
-        if type(outcome) is Outcome:
-            try:
-                return self._conclude(outcome, Request(facts, self._terms))
-            except TooMuchError as error:
-                return decision(
-                    Reason.UNSOUND_HEADER, readings=("headers_split",), detail=str(error)
-                )
-        assert isinstance(outcome, Decision)
-        return outcome
+            outcome = self._read_path(key, facts)
+        if type(outcome) is not Outcome:
+            assert isinstance(outcome, Decision)
+            return outcome
+        request = Request(facts, self._terms)
+        try:
+            if outcome.plain:
+                branch = outcome.branches[0]
+                verdict = walk_plainly(branch, self._terms.default, request)
+                if verdict is not None:
+                    return self._plain(verdict.reason, branch.intention, verdict.permission)
+            return self._conclude(outcome, request)
+        except TooMuchError as error:
+            return decision(Reason.UNSOUND_HEADER, readings=("headers_split",), detail=str(error))
 
-    def _remember(self, key: object, facts: RequestFacts, outcome: Decision | Outcome) -> None:
-        target = facts.target
-        if len(facts.path if target is None else target) > MAX_REMEMBERED:
-            return
-        if facts.method in wire.METHODS:
-            self._terms.memory.keep(self._memory, key, outcome)
-
-    def _read_path(self, facts: RequestFacts) -> Decision | Outcome:
+    def _read_path(self, key: object, facts: RequestFacts) -> Decision | Outcome:
+        """Find what method and path lead to; remembered under *key*, unless it is large."""
         method, app, target = facts.method, facts.path, facts.target
         if method not in wire.METHODS:
             return decision(Reason.UNSOUND_METHOD, detail=repr(method[:100]))
-        if len(app if target is None else target) > wire.MAX_HEAD:
+        size = len(app if target is None else target)
+        if size > wire.MAX_HEAD:
             return decision(Reason.UNSOUND_TARGET, detail="a target that is too long")
         raw = app if target is None else target.partition(b"?")[0]
         if raw == app and app and paths.PLAIN.fullmatch(app) and not facts.odd_query:
-            plain = (paths.Reading("normalized", app),)
-            return self._settle(self._outcome(method, plain, plain))
-        return self._read_odd(facts, method, app)
+            outcome = self._read_plain(method, paths.Reading("normalized", app))
+        else:
+            outcome = self._read_odd(facts, method, app)
+        if size <= MAX_REMEMBERED:
+            self._terms.memory.keep(self._memory, key, outcome)
+        return outcome
+
+    def _read_plain(self, method: bytes, view: paths.Reading) -> Decision | Outcome:
+        """Read a path that all layers read alike: nearly every path there is."""
+        if self._lone is None:
+            return self._settle(self._outcome(method, (view,), (view,)))
+        intention, table = self._lone
+        steps = table.chain(method, view)
+        if not steps:
+            return self._plain(self._terms.default, intention)
+        step = steps[0]
+        if step.headers or step.jwt:
+            return Outcome((Branch(_NORMALIZED, intention, steps),), (), True)
+        return self._plain(step.reason, intention, step.index)
 
     def _read_odd(self, facts: RequestFacts, method: bytes, app: bytes) -> Decision | Outcome:
         """Read a path that layers may read differently."""
@@ -319,18 +238,19 @@ class Program:
             if not verdict.allowed:
                 return self._refuse(outcome, verdicts, refused, request)
         branch, verdict = outcome.branches[0], verdicts[0]
-        answer = self._plain(verdict, branch.intention)
+        answer = self._plain(verdict.reason, branch.intention, verdict.permission)
         if request is not None and request.claims:
             answer = replace(answer, claims=request.claims)
         return answer
 
-    def _plain(self, verdict: Verdict, intention: Intention | None) -> Decision:
+    def _plain(
+        self, reason: Reason, intention: Intention | None, permission: int | None = None
+    ) -> Decision:
         """Make a decision without readings; equal ones of one program are the same object."""
-        key = (verdict.permission, verdict.reason._value_, id(intention))
+        key = (permission, reason._value_, id(intention))
         known = self._answers.get(key)
         if known is None:
-            known = decision(verdict.reason, intention, verdict.permission)
-            self._answers[key] = known
+            known = self._answers[key] = decision(reason, intention, permission)
         return known
 
     def _conclude_envoy(self, branches: Sequence[Branch], request: Request | None) -> Decision:
@@ -358,7 +278,7 @@ class Program:
         branch, verdict = outcome.branches[refused], verdicts[refused]
         names = self._differing(outcome, verdicts, request)
         if not names:
-            return self._plain(verdict, branch.intention)
+            return self._plain(verdict.reason, branch.intention, verdict.permission)
         # What is wrong with a token tells more than that another reader would take it.
         reason = verdict.reason if names == ("jwt",) else Reason.READINGS_DIFFER
         return decision(
@@ -392,84 +312,5 @@ class Program:
         return tuple(names)
 
     def _walk(self, branch: Branch, request: Request | None, *, doubt: bool) -> Verdict:
-        """
-        Find what decides in one branch.
-
-        Args:
-            doubt: whether what any reading of headers denies is denied, and tokens are always
-                enforced; else Envoy's reading alone counts.
-        """
-        intention, default = branch.intention, self._terms.default
-        if intention is None:
-            return Verdict(default.allows, default)
-        if self._connection or intention.allow is not None:
-            reason = _REASONS[intention.allow]
-            return self._with_tokens(Verdict(reason.allows, reason), intention.jwt, request, doubt)
-        doubts: set[str] = set()
-        for step in branch.steps:
-            must = may = True
-            if step.headers:
-                must, may = _judge_headers(step.headers, request, doubts, doubt)
-            if must if step.allow else may:
-                reason = Reason.PERMISSION_ALLOW if step.allow else Reason.PERMISSION_DENY
-                verdict = Verdict(step.allow, reason, step.index, frozenset(doubts))
-                if not (intention.jwt or step.jwt):
-                    return verdict
-                for demands in (intention.jwt, step.jwt):
-                    verdict = self._with_tokens(verdict, demands, request, doubt)
-                return verdict
-        verdict = Verdict(default.allows, default, None, frozenset(doubts))
-        if not doubt:
-            return verdict
-        return self._with_tokens(verdict, intention.jwt, request, doubt)
-
-    def _with_tokens(
-        self,
-        verdict: Verdict,
-        demands: Sequence[JwtDemand],
-        request: Request | None,
-        doubt: bool,
-    ) -> Verdict:
-        """Put the demand for a token to a verdict; see reference 5.3, "JWT in RBAC"."""
-        if not demands or request is None:
-            return verdict
         default = self._terms.default
-        if doubt:
-            if not verdict.allowed:
-                return verdict._replace(doubts=verdict.doubts | {"jwt"})
-            unmet = request.unmet(demands)
-            if unmet is None:
-                return verdict
-            return Verdict(False, unmet, verdict.permission, verdict.doubts | {"jwt"})
-        if verdict.allowed is default.allows:
-            return verdict
-        unmet = request.unmet(demands, lenient=True)
-        if unmet is None:
-            return verdict
-        if unmet in _OUR_FAULT:
-            return Verdict(False, unmet, verdict.permission)
-        return Verdict(default.allows, default if default.allows else unmet, verdict.permission)
-
-
-def _judge_headers(
-    tests: Sequence[HeaderTest], request: Request | None, doubts: set[str], doubt: bool
-) -> tuple[bool, bool]:
-    """Tell whether all tests pass in every reading, and whether they do in any."""
-    assert request is not None
-    must = may = True
-    for test in tests:
-        read = request.alternatives(test.name)
-        every = some = first = test.matches(read[0].values)
-        if doubt and read[0].made_up and test.test is not None:
-            doubts.add("proxy")
-            every, some = False, True
-        elif doubt and len(read) > 1:
-            for alternative in read:
-                result = test.matches(alternative.values)
-                if result is not first:
-                    doubts.add(alternative.name)
-                every, some = every and result, some or result
-        must, may = must and every, may and some
-        if not may:
-            return False, False
-    return must, may
+        return walk(branch, default, request, doubt=doubt, connection=self._connection)

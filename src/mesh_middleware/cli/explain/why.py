@@ -31,8 +31,8 @@ from ...intentions import (
 from ...intentions.headers import HeaderView
 from ...intentions.matchers import PathTable, permission_flaw
 from ...intentions.model import WILDCARD, HeaderMatch
-from ...intentions.program import ReadingName
 from ...intentions.sources import Candidates
+from ...intentions.terms import ReadingName
 from ..batch import judge
 from .given import Given
 from .words import DEFAULTS, header_words, meaning, permission_words
