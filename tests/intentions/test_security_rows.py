@@ -1,7 +1,8 @@
 """
 The rows of the security reference that concern policy, one test each; the name tells the row.
 
-Each of them went wrong somewhere once: in Consul, in Envoy, in Istio, in a framework.
+Each of them went wrong somewhere once: in Consul, in Envoy, in Istio, in a framework. `test_rows`
+has the table of all rows, also of those whose tests stand elsewhere.
 """
 
 from __future__ import annotations
