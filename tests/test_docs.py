@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
+import json
 import re
+import shlex
+import textwrap
+import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer.main
+from flask import Flask
+from starlette.applications import Starlette
 
 import mesh_middleware
 from mesh_middleware import config, exceptions, hookspecs, httpx
 from mesh_middleware.cli.commands import app
+from mesh_middleware.dev import faults
 from mesh_middleware.intentions import Reason
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
+SOURCES = ROOT / "src" / "mesh_middleware"
+PAGES = (ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md")))
 
 
 def read(page: str) -> str:
@@ -65,27 +76,181 @@ def test_every_command_is_in_the_reference() -> None:
     assert [c for c in commands() if f"`{c}" not in text] == []
 
 
+def trees() -> list[ast.Module]:
+    return [ast.parse(file.read_text(encoding="utf-8")) for file in SOURCES.rglob("*.py")]
+
+
+def notes() -> set[str]:
+    """Codes of what is given to `Belief.note`, and of answers that were not simply taken."""
+    found = set()
+    for node in (node for tree in trees() for node in ast.walk(tree)):
+        if not isinstance(node, ast.Call):
+            continue
+        name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+        place = {"note": 0, "_note": 0, "Verdict": 1}.get(name)
+        if place is None or len(node.args) <= place:
+            continue
+        code = node.args[place]
+        if isinstance(code, ast.Constant) and isinstance(code.value, str):
+            found.add(code.value)
+    return {code for code in found if re.fullmatch(r"[a-z]+(_[a-z]+)+", code)}
+
+
+def troubles() -> set[str]:
+    """Codes of what keeps the agent's answers away."""
+    files = ("exceptions.py", "following.py", "consul/client.py")
+    nodes = (n for name in files for n in ast.walk(ast.parse((SOURCES / name).read_text())))
+    words = {n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+    return {w for w in words if re.fullmatch(r"agent_[a-z]+|token_unusable|defect", w)} - notes()
+
+
 def test_every_status_key_and_note_is_in_the_reference() -> None:
-    """What `Mesh.status` returns and what `Belief.note` is given is explained."""
+    """What `Mesh.status` returns, and every code of a note or trouble, is explained."""
     text = read("reference/status.md")
     mesh = mesh_middleware.Mesh("tax", plugins=())
     assert [key for key in mesh.status() if f"`{key}`" not in text] == []
-    sources = ROOT / "src" / "mesh_middleware"
-    code = "".join(path.read_text() for path in sources.glob("*.py"))
-    notes = set(re.findall(r'note\(\s*"(\w+)"', code)) | set(
-        re.findall(r'Verdict\(\s*[^"]*?"(\w+)",', code)
-    )
-    assert len(notes) > 5
-    assert [note for note in notes if f"`{note}`" not in text and note != "leaf_waiting"] == []
+    assert len(notes()) >= 17 and len(troubles()) >= 9
+    assert [code for code in sorted(notes() | troubles()) if f"| `{code}` |" not in text] == []
+
+
+def test_the_runbook_has_a_section_for_every_code() -> None:
+    """Each reason, note and trouble has a heading there, and no heading is of none."""
+    sections = re.split(r"^### ", read("how_to/runbook.md"), flags=re.MULTILINE)[1:]
+    found = [section.partition("\n")[0].strip("`") for section in sections]
+    assert sorted(found) == sorted({str(reason) for reason in Reason} | notes() | troubles())
+    lacking = [
+        f"{code}: {part}"
+        for code, section in zip(found, sections, strict=True)
+        for part in ("**Means**", "**Confirm**", "**Do**")
+        if part not in section
+    ]
+    assert lacking == []
+
+
+def targets(page: Path) -> list[tuple[Path, str]]:
+    """Where the links of a page lead: file and anchor."""
+    found = re.findall(r"\]\(([^)#]*)(?:#([^)]*))?\)", page.read_text(encoding="utf-8"))
+    return [
+        ((page.parent / file) if file else page, anchor)
+        for file, anchor in found
+        if "://" not in file
+    ]
+
+
+def anchors(page: Path) -> set[str]:
+    """Anchors of a page's headings, as GitHub makes them."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 def test_all_links_between_pages_lead_somewhere() -> None:
     """No page points to a file that is not there."""
-    pages = [ROOT / "README.md", *DOCS.rglob("*.md")]
     broken = [
-        f"{page.relative_to(ROOT)}: {target}"
-        for page in pages
-        for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
-        if "://" not in target and not (page.parent / target).exists()
+        f"{page.relative_to(ROOT)}: {file}"
+        for page in PAGES
+        for file, _ in targets(page)
+        if not file.exists()
     ]
     assert broken == []
+
+
+def test_all_anchors_are_headings() -> None:
+    """No page points to a heading that is not there."""
+    broken = [
+        f"{page.relative_to(ROOT)}: {file.name}#{anchor}"
+        for page in PAGES
+        for file, anchor in targets(page)
+        if anchor and file.suffix == ".md" and file.exists() and anchor not in anchors(file)
+    ]
+    assert broken == []
+
+
+def blocks(language: str) -> list[tuple[str, str]]:
+    """Every code block of *language*: the page's name and its text."""
+    return [
+        (str(page.relative_to(ROOT)), textwrap.dedent(text))
+        for page in PAGES
+        for text in re.findall(
+            rf"^ *```{language}\n(.*?)^ *```$", page.read_text(encoding="utf-8"), re.M | re.S
+        )
+    ]
+
+
+def test_python_on_the_pages_runs() -> None:
+    """Each block is whole: it imports what it uses. Those that call at once are only compiled."""
+    assert len(blocks("python")) > 20
+    for page, text in blocks("python"):
+        code = compile(text, page, "exec")
+        if re.search(r"^(with|for|print)\b", text, re.MULTILINE):
+            continue
+        space = {"__name__": page}
+        if "FastAPI(" not in text and "Flask(" not in text and "Starlette(" not in text:
+            space["app"] = Flask("app") if "MeshNative" in text else Starlette()
+        exec(code, space)
+
+
+def test_data_on_the_pages_can_be_read() -> None:
+    """JSON and TOML blocks parse, and what a ``[mesh]`` table says are settings."""
+    for page, text in blocks("json"):
+        assert json.loads(text) is not None, page
+    tables = [(page, tomllib.loads(text)) for page, text in blocks("toml")]
+    assert len(tables) > 5
+    unknown = [
+        f"{page}: {name}"
+        for page, table in tables
+        for name in table.get("mesh", {})
+        if name not in config.NAMES
+    ]
+    assert unknown == []
+
+
+def test_commands_on_the_pages_exist() -> None:
+    """Each ``$ mesh ...`` names a command, and options that it has."""
+    lines = [line for _, text in blocks("console") for line in text.splitlines()]
+    typed = [line.split("#")[0] for line in lines if re.match(r"\$ mesh ", line)]
+    assert len(typed) > 10
+    wrong = []
+    for line in typed:
+        words = shlex.split(line.removeprefix("$ mesh "), posix=True)
+        command: Any = typer.main.get_command(app)
+        while words and hasattr(command, "commands"):
+            command = command.commands.get(words.pop(0))
+        known = {name for param in command.params for name in (*param.opts, *param.secondary_opts)}
+        given = [w for w in words if w.startswith("-") and not w.lstrip("-").isdigit()]
+        wrong += [f"{line}: {option}" for option in given if option not in known]
+    assert wrong == []
+
+
+def test_every_make_target_is_in_the_reference() -> None:
+    """``make`` does nothing that the page on commands does not tell, and nothing else is told."""
+    made = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    told = re.findall(r"^\| `make (\w+)", read("reference/commands.md"), re.MULTILINE)
+    assert sorted(told) == sorted(made)
+
+
+def test_every_fixture_and_fault_is_on_the_page_about_testing() -> None:
+    """What users' tests get from the plugin, and what can go wrong on purpose."""
+    text = read("how_to/testing.md")
+    nodes = ast.parse((SOURCES / "pytest_plugin.py").read_text()).body
+    fixtures = [n.name for n in nodes if isinstance(n, ast.FunctionDef) and n.decorator_list]
+    assert len(fixtures) >= 4
+    places = [place for place in faults.ON if place]
+    assert [n for n in (*fixtures, *faults.KINDS, *places) if f"`{n}`" not in text] == []
+
+
+def test_every_option_of_a_command_is_in_the_reference() -> None:
+    """Each option of ``mesh`` stands on the page, but for help."""
+    text = read("reference/commands.md")
+    lacking = []
+    for name in commands():
+        command: Any = typer.main.get_command(app)
+        for word in name.split()[1:]:
+            command = command.commands[word]
+        options = [opt for p in command.params for opt in (*p.opts, *p.secondary_opts)]
+        lacking += [
+            f"{name} {opt}"
+            for opt in options
+            if opt.startswith("--") and opt != "--help" and not re.search(rf"`{opt}[` ]", text)
+        ]
+    assert lacking == []
