@@ -94,6 +94,10 @@ class ResolveError(MeshError):
     """An upstream has no healthy instance, or there is no such upstream."""
 
 
+class NoHealthyInstanceError(ResolveError):
+    """An upstream has no instance that is healthy and in the mesh."""
+
+
 class BreakerOpenError(ResolveError):
     """An upstream's instances are all ejected, or its limits are reached: nothing was sent."""
 

@@ -154,6 +154,8 @@ class Mesh(Calling):
         if watcher is None:
             return
         watcher.close()
+        for upstream in self._upstreams.values():
+            upstream.end("the mesh was closed")
         self._reset()
         atexit.unregister(self.close)
 

@@ -91,7 +91,8 @@ class Calling:
             timeout: seconds, all attempts together.
 
         Raises:
-            ResolveError: *name* is no name in the mesh, or there is no healthy instance.
+            ResolveError: *name* is no name in the mesh; `NoHealthyInstanceError`: nobody is well;
+                `BreakerOpenError`: all are ejected.
             PeerMismatchError: somebody else answers; nothing was sent.
             NotReadyError: the mesh is not running, or was told nothing about *name*.
             OSError: no instance could be reached; ``TimeoutError`` when time was over.
@@ -120,7 +121,7 @@ async def open_stream(
         within: seconds, all attempts together.
 
     Raises:
-        ResolveError: there is no healthy instance.
+        NoHealthyInstanceError: there is none.
         PeerMismatchError: the instances that answer are somebody else.
         OSError: none could be reached; ``TimeoutError`` when time was over.
     """
@@ -135,19 +136,21 @@ async def open_stream(
             reader = asyncio.StreamReader(STREAM_LIMIT, loop)
             protocol = _Protocol(reader, trip)
             try:
-                transport, _ = await loop.create_connection(
-                    lambda made=protocol: made,  # type: ignore[misc]
-                    attempt.endpoint.host,
-                    attempt.endpoint.port,
-                    ssl=contexts(attempt.endpoint.expected),
-                    server_hostname=sni(attempt.endpoint.expected) or attempt.endpoint.host,
-                )
+                # One silent instance must not use up the time of all attempts.
+                async with asyncio.timeout(attempt.connect_timeout):
+                    transport, _ = await loop.create_connection(
+                        lambda made=protocol: made,  # type: ignore[misc]
+                        attempt.endpoint.host,
+                        attempt.endpoint.port,
+                        ssl=contexts(attempt.endpoint.expected),
+                        server_hostname=sni(attempt.endpoint.expected) or attempt.endpoint.host,
+                    )
             except BaseException as error:
                 pause = _failed(trip, error)
                 await asyncio.sleep(pause)
                 continue
             _heard(trip, Outcome("answer", 200))
-            protocol.counted = True
+            protocol.count()
             return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
 
 
@@ -156,7 +159,7 @@ def open_socket(upstream: UpstreamWatch, contexts: Contexts, timeout: float) -> 
     Connect for blocking code; as `open_stream`. The socket keeps no timeout.
 
     Raises:
-        ResolveError, PeerMismatchError, OSError: as `open_stream`.
+        NoHealthyInstanceError, PeerMismatchError, OSError: as `open_stream`.
     """
     until = time.monotonic() + timeout
     with contextlib.suppress(ResolveError):
@@ -236,10 +239,17 @@ class _Protocol(asyncio.StreamReaderProtocol):
     def __init__(self, reader: asyncio.StreamReader, trip: Trip) -> None:
         super().__init__(reader)
         self._trip = trip
-        self.counted = False
+        self._counted = self._lost = False
+
+    def count(self) -> None:
+        """It is a call under way, from now until it is over, which may have been already."""
+        self._counted = True
+        if self._lost:
+            self._trip.close(time.monotonic())
 
     def connection_lost(self, exc: Exception | None) -> Any:
         """It is over."""
-        if self.counted:
+        self._lost = True
+        if self._counted:
             self._trip.close(time.monotonic())
         super().connection_lost(exc)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import anyio.to_thread
 
 from .consul import wire
-from .exceptions import MeshError, NotReadyError, ResolveError
+from .exceptions import MeshError, NoHealthyInstanceError, NotReadyError
 from .resolve import Endpoint, UpstreamKind, parse_query
 from .routing.chain import Chain, Place
 from .routing.course import Course, Manners, UpstreamState
@@ -100,7 +100,7 @@ class UpstreamWatch:
 
         Raises:
             NotReadyError: no answer came in that time.
-            ResolveError: there is no healthy instance.
+            NoHealthyInstanceError: there is none.
         """
         if self.endpoints is None:
             with self._changed:
@@ -108,7 +108,7 @@ class UpstreamWatch:
         if self.endpoints is None:
             raise NotReadyError(f"{self}: {self._why}")
         if not self.endpoints:
-            raise ResolveError(f"{self}: {self._why}")
+            raise NoHealthyInstanceError(f"{self}: {self._why}")
         return self.endpoints
 
     def wait_for(self, condition: Callable[[UpstreamState], bool], timeout: float) -> bool:
@@ -166,6 +166,13 @@ class UpstreamWatch:
         if self.kind == "query":
             return tuple(map(Instance, parse_query(body, trust_domain=trust_domain)))
         return parse_instances(body, trust_domain=trust_domain, service=self.name)
+
+    def end(self, why: str) -> None:
+        """Nobody watches any more: nothing is known, so that nobody goes by what was."""
+        with self._changed:
+            self._awaited, self._why = True, why
+            self.endpoints = self._instances = None
+            self._changed.notify_all()
 
     def concede(self) -> None:
         """Believe that there is no instance, if that is still what the agent says."""

@@ -324,12 +324,13 @@ class ScriptServer:
     Args:
         context: shown to clients.
         script: gets the connection after the handshake; when it returns, the connection ends.
+        port: to listen at; 0 is any.
     """
 
-    def __init__(self, context: ssl.SSLContext, script: Script) -> None:
+    def __init__(self, context: ssl.SSLContext, script: Script, port: int = 0) -> None:
         self._context = context
         self._script = script
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server(("127.0.0.1", port))
         self._threads: list[threading.Thread] = []
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()

@@ -8,12 +8,14 @@ Owns waiting in line and dialling; the connection itself is `protocol`'s, which 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from typing import Any
 
 from ..exceptions import MeshError
 from .carrier import Answer, Patience, hinted, may_send_again
-from .errors import explain_failure
+from .errors import explain_failure, too_many_wait
 from .h1 import Reading
 from .journey import Journey
 from .library import httpx
@@ -49,11 +51,21 @@ class _Line:
         self._name = name
         self._carrier = carrier
         self._pool: Pool[Connection] = Pool(carrier.mesh, carrier.limits)
+        self.orphans: deque[Body] = deque()
+        """Answers that were dropped without being closed."""
 
     async def acquire(self, journey: Journey) -> Connection:
-        """Take a connection that no other task has."""
+        """
+        Take a connection that no other task has.
+
+        Raises:
+            MeshConnectError, MeshConnectTimeout: there is none to be had that may answer.
+            UpstreamBusyError: as many wait as may.
+        """
         pool = self._pool
-        _close(pool.update(journey.course.endpoints))
+        while self.orphans:
+            self.orphans.popleft().end()
+        _close(pool.update(journey.course.endpoints, journey.attempt.limits))
         lane = pool.lane(journey.attempt.endpoint)
         found, closed = pool.reuse(lane)
         if found is None and not pool.admit():
@@ -67,6 +79,8 @@ class _Line:
         return found if found is not None else await self.connect(lane, journey.patience)
 
     async def _wait(self, journey: Journey) -> Connection | None:
+        if not self._pool.may_queue():
+            raise too_many_wait(self._name)
         turn = _Turn(asyncio.get_running_loop(), journey.takes)
         self._pool.queue(turn)
         patience = journey.patience
@@ -142,18 +156,21 @@ def _close(connections: list[Connection]) -> None:
 
 class AsyncCarrier:
     """
-    Carries calls over connections of our own, on one event loop at a time.
+    Carries calls over connections of our own, on one event loop.
 
     Args:
         mesh: gives contexts and generations.
         limits: httpx's; they hold for each upstream.
+        loop: all is done on it, but for `leave`.
     """
 
-    def __init__(self, mesh: MeshLike, limits: httpx.Limits) -> None:
+    def __init__(
+        self, mesh: MeshLike, limits: httpx.Limits, loop: asyncio.AbstractEventLoop
+    ) -> None:
         self.mesh = mesh
         self.limits = limits
+        self.loop = loop
         self.live: set[Connection] = set()
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._lines: dict[Target, _Line] = {}
 
     async def send(self, journey: Journey) -> Answer:
@@ -165,7 +182,9 @@ class AsyncCarrier:
             httpx.TransportError: as httpx.
         """
         outgoing, patience, target = journey.outgoing, journey.patience, journey.target
-        line = self._line(target)
+        line = self._lines.get(target)
+        if line is None:
+            line = self._lines[target] = _Line(target.name, self)
         connection = await line.acquire(journey)
         try:
             reading = await connection.exchange(outgoing, patience)
@@ -191,27 +210,33 @@ class AsyncCarrier:
             line.drop(connection)
             raise
 
-    def _line(self, target: Target) -> _Line:
-        loop = asyncio.get_running_loop()
-        if loop is not self._loop:
-            # Connections belong to the loop that made them; one that has ended took them with it.
-            self._loop, self._lines, self.live = loop, {}, set()
-        line = self._lines.get(target)
-        if line is None:
-            line = self._lines[target] = _Line(target.name, self)
-        return line
+    def retire(self) -> list[Any]:
+        """Close what is idle now, and the rest when it is, from any thread; nothing is left."""
+        self._soon(self._close_idle)
+        return []
+
+    def leave(self) -> None:
+        """Close every connection, from any thread."""
+        self._soon(self._cut)
+
+    def _soon(self, work: Callable[[], None]) -> None:
+        with suppress(RuntimeError):  # the loop has ended, and took the connections with it
+            self.loop.call_soon_threadsafe(work)
+
+    def _close_idle(self) -> None:
+        for line in self._lines.values():
+            line.close()
+
+    def _cut(self) -> None:
+        self._close_idle()
+        for connection in list(self.live):
+            if connection.reading is not None:
+                connection.abort()
 
     async def aclose(self) -> None:
         """Close every connection, and see that they are closed."""
-        loop = asyncio.get_running_loop()
-        if loop is not self._loop:
-            return
-        for line in self._lines.values():
-            line.close()
         leaving = list(self.live)
-        for connection in leaving:
-            if connection.reading is not None:
-                connection.abort()
+        self._cut()
         if leaving:
             _, late = await asyncio.wait(
                 [connection.lost for connection in leaving], timeout=CLOSING_PATIENCE
@@ -273,10 +298,15 @@ class Body(httpx.AsyncByteStream):
                     patience = self._patience
                     await self._connection.receive(reading, patience.within(patience.read))
         except BaseException:
-            self._end()
+            self.end()
             raise
         if reading.complete:
             self.finish()
+
+    def __del__(self) -> None:
+        # Not here: this may be any thread, in the middle of anything.
+        if self._connection is not None:
+            self._line.orphans.append(self)
 
     def finish(self) -> None:
         """Give the connection back; the answer is all there."""
@@ -292,7 +322,8 @@ class Body(httpx.AsyncByteStream):
         if ended is not None:
             ended()
 
-    def _end(self) -> None:
+    def end(self) -> None:
+        """Give the connection back, or cut it when the answer was not read to its end."""
         if self._reading.complete:
             self.finish()
         connection, self._connection = self._connection, None
@@ -301,5 +332,5 @@ class Body(httpx.AsyncByteStream):
         self._tell()
 
     async def aclose(self) -> None:
-        """Give the connection back, or cut it when the answer was not read to its end."""
-        self._end()
+        """Do as `end`."""
+        self.end()

@@ -28,7 +28,7 @@ class TripLike(Protocol):
             dice: a number from 0 up to, not including, 1.
 
         Raises:
-            ResolveError: there is none.
+            NoHealthyInstanceError: there is none.
             BreakerOpenError, DeadlineError: nothing may be tried.
         """
         ...

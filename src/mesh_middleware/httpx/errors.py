@@ -11,6 +11,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Iterator
 
+from .. import exceptions
 from ..exceptions import (
     BreakerOpenError,
     DeadlineError,
@@ -62,7 +63,7 @@ class UpstreamNameError(MeshConnectError, ResolveError):
     """The URL names nothing in the mesh, and no ordinary transport is mounted for it."""
 
 
-class NoHealthyInstanceError(MeshConnectError, ResolveError):
+class NoHealthyInstanceError(MeshConnectError, exceptions.NoHealthyInstanceError):
     """The upstream has no instance that is healthy and in the mesh."""
 
 
@@ -141,6 +142,11 @@ def explain_refusal(error: MeshError, upstream: str) -> ConnectFailure:
     if isinstance(error, DeadlineError):
         return MeshDeadlineError(str(error), upstream=upstream)
     return NoHealthyInstanceError(str(error), upstream=upstream)
+
+
+def too_many_wait(upstream: str) -> UpstreamBusyError:
+    """Tell that the line for a connection is as long as ``MaxPendingRequests`` lets it be."""
+    return UpstreamBusyError(f"{upstream}: as many calls wait as may", upstream=upstream)
 
 
 ConnectFailure = MeshConnectError | MeshConnectTimeout

@@ -25,6 +25,7 @@ from .denial import MeshInfo, MeshResponse, is_denial
 from .errors import (
     MeshConnectError,
     MeshConnectTimeout,
+    UpstreamBusyError,
     UpstreamMismatchError,
     UpstreamUnverifiedError,
     explain_refusal,
@@ -265,6 +266,8 @@ def _call(outgoing: Outgoing, wishes: Mapping[str, Any]) -> Call:
 
 
 def _outcome(error: BaseException, sent: bool) -> Outcome:
+    if isinstance(error, UpstreamBusyError):
+        return _GIVEN_UP  # no instance is to blame
     if isinstance(error, (UpstreamMismatchError, UpstreamUnverifiedError)):
         return Outcome("refused", sent=False)
     if isinstance(error, (MeshConnectError, MeshConnectTimeout)):

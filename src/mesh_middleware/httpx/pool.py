@@ -25,11 +25,15 @@ from typing import Any, Generic, Protocol, TypeVar
 from ..gate import peer_of
 from ..identity import ServiceId
 from ..resolve import Endpoint
+from ..routing.calls import Limits
 from .library import httpx
 from .upstreams import MeshLike, sni
 
 MAX_AGE = 3600.0
 """Longest life of a connection in seconds, so that no identity is believed for ever."""
+
+
+_NONE = Limits()
 
 
 class Pooled(Protocol):
@@ -121,17 +125,29 @@ class Pool(Generic[C]):
         self._by_endpoint: dict[Endpoint, Lane[C]] = {}
         self._idle = 0
         self._line: deque[Waiter[C]] = deque()
+        self._limits = _NONE
+        self._ceiling, self._longest = self._most, math.inf
+        self._ended = False
         self.generation = -1
         self.open = 0
 
-    def update(self, endpoints: Sequence[Endpoint]) -> list[C]:
+    def update(self, endpoints: Sequence[Endpoint], limits: Limits = _NONE) -> list[C]:
         """
-        Follow the mesh: the instances and the generation that hold now.
+        Follow the mesh: the instances, the generation and the limits that hold now.
+
+        Args:
+            endpoints: of the upstream.
+            limits: of the service that we are; the narrower ones, these or httpx's, hold.
 
         Returns:
             Idle connections that no longer belong here, to be closed.
         """
         generation = self._mesh.generation
+        if limits is not self._limits:
+            self._limits = limits
+            self._ceiling = max(1, min(self._most, _or_inf(limits.connections)))
+            self._longest = _or_inf(limits.pending)
+        self._ended = False
         same = endpoints is self._endpoints or endpoints == self._endpoints
         if same and generation == self.generation:
             return []
@@ -200,10 +216,14 @@ class Pool(Generic[C]):
 
     def admit(self) -> bool:
         """Count one connection more, if the limit and those in line leave room for it."""
-        if self._line or self.open >= self._most:
+        if self._line or self.open >= self._ceiling:
             return False
         self.open += 1
         return True
+
+    def may_queue(self) -> bool:
+        """Whether the line may grow."""
+        return len(self._line) < self._longest
 
     def queue(self, waiter: Waiter[C]) -> None:
         """Put somebody at the end of the line."""
@@ -217,7 +237,7 @@ class Pool(Generic[C]):
             Connections to be closed.
         """
         connection.idle_since = self._clock()
-        if not reusable or not self._is_fit(connection):
+        if not reusable or self._ended or not self._is_fit(connection):
             self.forget()
             return [connection]
         while self._line:
@@ -234,12 +254,17 @@ class Pool(Generic[C]):
     def forget(self) -> None:
         """Count one connection less; whoever is first in line may make one."""
         self.open -= 1
-        while self._line and self.open < self._most:
+        while self._line and self.open < self._ceiling:
             if self._line.popleft().give(None):
                 self.open += 1
 
     def clear(self) -> list[C]:
-        """Take every idle connection out, to be closed."""
+        """
+        End: take every idle connection out, to be closed.
+
+        What is in use is closed when it comes back, unless the pool is used again meanwhile.
+        """
+        self._ended = True
         return [connection for lane in self._lanes for connection in self._empty(lane)]
 
     def _empty(self, lane: Lane[C]) -> list[C]:

@@ -14,6 +14,7 @@ is also when Envoy would select it.
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
@@ -172,10 +173,13 @@ class AsyncStockCarrier:
 
     Args:
         mesh: gives contexts and generations.
+        loop: what the connections belong to.
         options: ``http1``, ``http2`` and ``limits`` of the stock transport.
     """
 
-    def __init__(self, mesh: MeshLike, **options: Any) -> None:
+    def __init__(self, mesh: MeshLike, loop: Any, **options: Any) -> None:
+        # Weak: whoever keeps carriers by their loop must not keep the loop by its carrier.
+        self._loop = weakref.ref(loop)
         self._lanes = _Lanes(
             mesh,
             lambda expected, http2: httpx.AsyncHTTPTransport(
@@ -184,6 +188,11 @@ class AsyncStockCarrier:
                 **{**options, "http2": http2 and options["http2"]},
             ),
         )
+
+    @property
+    def loop(self) -> Any:
+        """What the connections belong to; ``None`` when that has ended."""
+        return self._loop()
 
     async def send(self, journey: Journey) -> Answer:
         """
@@ -223,6 +232,10 @@ class AsyncStockCarrier:
         """Close every connection."""
         for lane in self._lanes.clear():
             await lane.transport.aclose()
+
+    def retire(self) -> list[AsyncStockCarrier]:
+        """Tell what has to be closed later: this, with its connections."""
+        return [self]
 
 
 class _Stream(httpx.SyncByteStream):

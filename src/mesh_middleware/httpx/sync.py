@@ -11,6 +11,7 @@ import select
 import socket
 import ssl
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
@@ -24,7 +25,7 @@ from .carrier import (
     may_send_again,
     may_stop_sending,
 )
-from .errors import explain_failure
+from .errors import explain_failure, too_many_wait
 from .h1 import Reading
 from .journey import Journey
 from .library import httpx
@@ -198,11 +199,22 @@ class _Line:
         self._mesh = mesh
         self._pool: Pool[Connection] = Pool(mesh, limits)
         self._lock = threading.Lock()
+        self.orphans: deque[Body] = deque()
+        """Answers that were dropped without being closed."""
 
     def acquire(self, journey: Journey) -> Connection:
-        """Take a connection that no other thread has."""
+        """
+        Take a connection that no other thread has.
+
+        Raises:
+            MeshConnectError, MeshConnectTimeout: there is none to be had that may answer.
+            UpstreamBusyError: as many wait as may.
+        """
+        while self.orphans:
+            with suppress(IndexError):  # another thread was faster
+                self.orphans.popleft().close()
         with self._lock:
-            closed = self._pool.update(journey.course.endpoints)
+            closed = self._pool.update(journey.course.endpoints, journey.attempt.limits)
             lane = self._pool.lane(journey.attempt.endpoint)
             found, turn, more = self._take(lane, journey.takes)
         _close(closed)
@@ -222,10 +234,14 @@ class _Line:
         if found is not None or self._pool.admit():
             return found, None, closed
         turn = _Turn(takes)
-        self._pool.queue(turn)
+        turn.gone = not self._pool.may_queue()
+        if not turn.gone:
+            self._pool.queue(turn)
         return None, turn, closed
 
     def _wait(self, turn: _Turn, patience: Patience) -> Connection | None:
+        if turn.gone:
+            raise too_many_wait(self._name)
         try:
             turn.event.wait(patience.within(patience.pool))
         except BaseException:
@@ -410,6 +426,11 @@ class Body(httpx.SyncByteStream):
             raise
         if reading.complete:
             self.finish()
+
+    def __del__(self) -> None:
+        # Not here: this may be any thread, in the middle of anything.
+        if self._connection is not None:
+            self._line.orphans.append(self)
 
     def finish(self) -> None:
         """Give the connection back; the answer is all there."""

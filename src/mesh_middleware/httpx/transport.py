@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
+import threading
 import time
 import weakref
 from collections.abc import AsyncIterator, Iterator
@@ -24,7 +26,7 @@ from .journey import MAX_HELD_BYTES, Journey, mark
 from .library import httpx
 from .stock import AsyncStockCarrier, StockCarrier
 from .sync import SyncCarrier
-from .upstreams import PATIENCE, MeshLike, Targets
+from .upstreams import PATIENCE, MeshLike, Target, Targets
 
 DEFAULT_LIMITS = httpx.Limits(
     max_connections=100, max_keepalive_connections=100, keepalive_expiry=60.0
@@ -106,6 +108,7 @@ class MeshTransport(_Forkable, httpx.BaseTransport):
         """
         target = self._targets.find(request.url.host)
         if not target.ready():
+            target = self._look_again(request.url.host)
             target.wait(_patience(request))
         journey, carrier = Journey(target, request), self._carry()
         while True:
@@ -137,6 +140,14 @@ class MeshTransport(_Forkable, httpx.BaseTransport):
     def carries(self, url: httpx.URL) -> bool:
         """Whether *url* names something in the mesh, so that nothing else may carry it."""
         return self._targets.name(url)
+
+    def _look_again(self, host: str) -> Target:
+        if self._targets.follow():
+            self.close()
+            self._carrier = None
+        target = self._targets.find(host)
+        target.renew()
+        return target
 
     def _carry(self) -> SyncCarrier | StockCarrier:
         if self._carrier is None:
@@ -195,8 +206,13 @@ class AsyncMeshTransport(_Forkable, httpx.AsyncBaseTransport):
     ) -> None:
         super().__init__(Targets(mesh, resolver, domain))
         self._options: dict[str, Any] = {"http1": http1, "http2": http2, "limits": limits}
-        self._carrier: AsyncCarrier | None = None
-        self._stock: AsyncStockCarrier | None = None
+        self._lock = threading.Lock()
+        self._carrier: AsyncCarrier | AsyncStockCarrier | None = None
+        self._left: list[AsyncStockCarrier] = []
+        # Connections belong to the loop that made them, and threads may each run one.
+        self._carriers: weakref.WeakKeyDictionary[Any, AsyncCarrier | AsyncStockCarrier] = (
+            weakref.WeakKeyDictionary()
+        )
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """
@@ -209,6 +225,7 @@ class AsyncMeshTransport(_Forkable, httpx.AsyncBaseTransport):
         target = self._targets.find(request.url.host)
         if not target.ready():
             # Only until the first answers are there: a thread waits, the loop does not.
+            target = await self._look_again(request.url.host)
             await anyio.to_thread.run_sync(target.wait, _patience(request), abandon_on_cancel=True)
         journey, carrier = Journey(target, request), self._carry()
         while True:
@@ -233,22 +250,42 @@ class AsyncMeshTransport(_Forkable, httpx.AsyncBaseTransport):
                 await anyio.sleep(pause)
 
     def _drop(self) -> list[object]:
-        dropped: list[object] = [self._carrier, self._stock]
-        self._carrier = self._stock = None
+        dropped: list[object] = [self._carrier, self._carriers, self._left]
+        self._carrier, self._carriers, self._left = None, weakref.WeakKeyDictionary(), []
+        self._lock = threading.Lock()
         return dropped
 
     def carries(self, url: httpx.URL) -> bool:
         """Whether *url* names something in the mesh, so that nothing else may carry it."""
         return self._targets.name(url)
 
+    async def _look_again(self, host: str) -> Target:
+        if self._targets.follow():
+            for _, carrier in self._take_carriers():
+                self._left += carrier.retire()
+        target = self._targets.find(host)
+        target.renew()
+        return target
+
     def _carry(self) -> AsyncCarrier | AsyncStockCarrier:
-        if not self._options["http2"] and _on_asyncio():
-            if self._carrier is None:
-                self._carrier = AsyncCarrier(self._targets.mesh, self._options["limits"])
-            return self._carrier
-        if self._stock is None:
-            self._stock = AsyncStockCarrier(self._targets.mesh, **self._options)
-        return self._stock
+        loop, carrier = _loop(), self._carrier
+        if carrier is None or carrier.loop is not loop:
+            carrier = self._carrier = self._carrier_of(loop)
+        return carrier
+
+    def _carrier_of(self, loop: Any) -> AsyncCarrier | AsyncStockCarrier:
+        with self._lock:
+            for gone in [one for one in self._carriers if _has_ended(one)]:
+                del self._carriers[gone]  # it took its connections with it
+            carrier = self._carriers.get(loop)
+            if carrier is None:
+                mesh, options = self._targets.mesh, self._options
+                carrier = self._carriers[loop] = (
+                    AsyncCarrier(mesh, options["limits"], loop)
+                    if isinstance(loop, asyncio.AbstractEventLoop) and not options["http2"]
+                    else AsyncStockCarrier(mesh, loop, **options)
+                )
+            return carrier
 
     async def _judge(self, response: MeshResponse, most: int) -> None:
         rest = aiter(response.stream)  # type: ignore[arg-type]
@@ -267,18 +304,32 @@ class AsyncMeshTransport(_Forkable, httpx.AsyncBaseTransport):
             raise
 
     async def aclose(self) -> None:
-        """Close every connection; the mesh goes on."""
-        for carrier in (self._carrier, self._stock):
-            if carrier is not None:
+        """Close every connection, those of other loops too; the mesh goes on."""
+        here, left = _loop(), self._left
+        self._left = []
+        for loop, carrier in [*self._take_carriers(), *((one.loop, one) for one in left)]:
+            if loop is here:
                 await carrier.aclose()
+            elif isinstance(carrier, AsyncCarrier):
+                carrier.leave()
+
+    def _take_carriers(self) -> list[tuple[Any, AsyncCarrier | AsyncStockCarrier]]:
+        with self._lock:
+            carriers = list(self._carriers.items())
+            self._carrier, self._carriers = None, weakref.WeakKeyDictionary()
+        return carriers
 
 
-def _on_asyncio() -> bool:
+def _loop() -> Any:
+    """What connections belong to: the running loop of asyncio, or of trio."""
     try:
-        asyncio.get_running_loop()
+        return asyncio.get_running_loop()
     except RuntimeError:
-        return False
-    return True
+        return sys.modules["trio"].lowlevel.current_trio_token()
+
+
+def _has_ended(loop: Any) -> bool:
+    return isinstance(loop, asyncio.AbstractEventLoop) and loop.is_closed()
 
 
 def _patience(request: httpx.Request) -> float:

@@ -12,9 +12,10 @@ import os
 import ssl
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Protocol
 
-from ..exceptions import AgentError, MeshError, NotReadyError, ResolveError
+from ..exceptions import MeshError, NotReadyError, ResolveError
 from ..identity import ServiceId
 from ..resolve import Endpoint, Resolver, Upstream, UpstreamKind, parse_upstream
 from ..resolve import sni as sni
@@ -131,6 +132,8 @@ class Target:
         """Hears of each attempt, if anybody does."""
         self._mesh = mesh
         self._resolver = resolver
+        # A resolver that has to look first, and whom one may wait for.
+        self._patient: Any = resolver if hasattr(resolver, "wait") else None
         self._course = Course(upstream.name, upstream.datacenter)
         self._told: tuple[Endpoint, ...] | None = None
         self._watch: WatchLike | None = None
@@ -139,7 +142,10 @@ class Target:
 
     def ready(self) -> bool:
         """Whether a call can be tried without waiting: joined, and instances told."""
-        told = self._watch is None or self._watch.endpoints is not None
+        if self._watch is not None:
+            told = self._watch.endpoints is not None
+        else:
+            told = self._patient is None or self._patient.ready(self.upstream)
         return told and bool(self._mesh.snapshot.joined)
 
     def wait(self, timeout: float) -> None:
@@ -150,10 +156,20 @@ class Target:
         if not self._mesh.wait_for(lambda snapshot: bool(snapshot.joined), timeout):
             return
         if self._watch is not None and self._watch.endpoints is None:
-            try:
+            with suppress(MeshError):
                 self._watch.wait(timeout)
-            except (AgentError, NotReadyError):
-                return
+        elif self._patient is not None:
+            self._patient.wait(self.upstream, timeout)
+
+    def renew(self) -> None:
+        """
+        Watch again: the mesh may have been closed and begun anew since.
+
+        Raises:
+            MeshNotReadyError: it is closed.
+        """
+        if self._watch is not None:
+            self._watch = _watch(self._mesh, self.upstream)
 
     def course(self) -> CourseLike:
         """
@@ -200,7 +216,7 @@ class Targets:
     def __init__(
         self, mesh: MeshLike | None, resolver: Resolver | None, domain: str | None
     ) -> None:
-        self._mesh = mesh
+        self._given = self._mesh = mesh
         self._resolver = resolver
         self._domain = domain
         self._found: dict[str, Target] = {}
@@ -219,8 +235,21 @@ class Targets:
 
     def forget(self) -> object:
         """Begin anew, in a child process; returns what was known."""
-        known, self._found = self._found, {}
+        known, self._found, self._mesh = self._found, {}, self._given
         return known
+
+    def follow(self) -> bool:
+        """
+        See whether this process has another mesh now; the upstreams are those of the new one then.
+
+        Raises:
+            ConfigError: there is none any more, and the settings do not say how to make one.
+        """
+        mesh = self._given or default_mesh()
+        if mesh is self._mesh:
+            return False
+        self._mesh, self._found = mesh, {}
+        return True
 
     def find(self, host: str) -> Target:
         """
@@ -250,6 +279,8 @@ def _watch(mesh: MeshLike, upstream: Upstream) -> WatchLike:
             partition=upstream.partition,
             kind=upstream.kind,
         )
+    except NotReadyError as error:
+        raise MeshNotReadyError(str(error), upstream=str(upstream)) from error
     except MeshError as error:
         raise MeshConnectError(str(error), upstream=str(upstream)) from error
 

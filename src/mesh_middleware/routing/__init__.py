@@ -12,7 +12,7 @@ The shape, from the outside in::
 
     trip = course.begin(Call("GET", b"/rates?y=1", headers), now, dice)
     while True:
-        attempt = trip.next(now, dice)     # ResolveError, BreakerOpenError, DeadlineError
+        attempt = trip.next(now, dice)     # NoHealthyInstanceError, BreakerOpenError, DeadlineError
         ...                                # send attempt.target (raw, rewritten) to
                                            # attempt.endpoint, with attempt.request_headers applied
         pause = trip.heard(Outcome(...), now, dice)     # exactly once per attempt

@@ -54,26 +54,14 @@ class Limits:
     How much one target takes at once.
 
     Args:
-        connections: open connections.
-        pending: calls that wait for one.
+        connections: open connections; the pool's to keep.
+        pending: calls that wait for one; the pool's to keep.
         concurrent: calls under way, waiting ones included.
     """
 
     connections: int | None = None
     pending: int | None = None
     concurrent: int | None = None
-
-    @property
-    def calls(self) -> int | None:
-        """
-        Calls that may be under way or waiting; ``None`` for any number.
-
-        With HTTP/1.1 each call has a connection of its own or waits for one.
-        """
-        if self.connections is None or self.pending is None:
-            return self.concurrent
-        most = self.connections + self.pending
-        return most if self.concurrent is None else min(most, self.concurrent)
 
 
 @dataclass(frozen=True, slots=True)

@@ -118,7 +118,8 @@ class Course:
         self, service: str, datacenter: str | None = None, manners: Manners | None = None
     ) -> None:
         self.place = Place(service, datacenter)
-        self.lock = threading.Lock()
+        # Taken again by its holder where the garbage collector, at work just then, ends a call.
+        self.lock = threading.RLock()
         self.manners = manners or Manners()
         self.budget = Budget(self.manners.budget)
         self.ejected = False

@@ -104,8 +104,9 @@ _PASSIVE = {
     "BaseEjectionTime": Field("yes", "then one trial call at a time"),
 }
 
+_POOL = Field("partly", "with HTTP/1.1, for the connections of one client to the upstream")
 _LIMITS = {
-    "MaxConnections": _YES, "MaxPendingRequests": _YES, "MaxConcurrentRequests": _YES,
+    "MaxConnections": _POOL, "MaxPendingRequests": _POOL, "MaxConcurrentRequests": _YES,
 }  # fmt: skip
 
 _UPSTREAM = {

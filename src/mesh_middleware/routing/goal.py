@@ -52,7 +52,7 @@ class Goal:
     ) -> None:
         self.target = target
         self.limits = limits
-        self.most = limits.calls
+        self.most = limits.concurrent
         self.breaking = breaking
         self.load = Load()
         self.why_none = why_none

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..exceptions import BreakerOpenError, DeadlineError, ResolveError
+from ..exceptions import BreakerOpenError, DeadlineError, NoHealthyInstanceError, ResolveError
 from ..resolve import Endpoint
 from .balance import Seat
 from .calls import Attempt, Call, Outcome
@@ -122,7 +122,7 @@ class Trip:
         Raises:
             DeadlineError: the call's time is over.
             BreakerOpenError: all instances are ejected, or a limit is reached.
-            ResolveError: there is no instance.
+            NoHealthyInstanceError: there is no instance.
         """
         left = None if self.deadline is None else self.deadline - now
         if left is not None and left <= 0:
@@ -158,7 +158,7 @@ class Trip:
                 return goal, seat
         if any(map(len, goals)):
             raise BreakerOpenError(f"{self._course}: every instance is ejected for now")
-        raise ResolveError(f"{self._course}: {goals[0].why_none}")
+        raise NoHealthyInstanceError(f"{self._course}: {goals[0].why_none}")
 
     def _goals(self) -> list[Goal]:
         goals, node, to = self._plan.goals, self._resolver, self._resolution

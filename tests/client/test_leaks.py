@@ -1,0 +1,240 @@
+"""What is not given back by those who had it: dropped answers, closed clients, other loops."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+
+from mesh_middleware.httpx import AsyncClient, Client, UpstreamBusyError
+from mesh_middleware.routing import Limits, Manners
+
+from .driver import Driver, Session
+from .support import PATIENCE, Authority, StaticMesh, Wire, answering, serving
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+LONG = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nx"
+ONE = httpx.Limits(max_connections=1)
+
+
+@pytest.fixture(params=["sync", "asyncio", "uvloop"])
+def driver(request: pytest.FixtureRequest) -> Iterator[Driver]:
+    """The drivers whose connections are our own."""
+    with Driver(request.param).running() as driver:
+        yield driver
+
+
+def line_of(client: Session) -> Any:
+    """The connections to the one upstream that was called."""
+    (line,) = client.client._transport._carrier._lines.values()
+    return line
+
+
+# Python says so of the socket, rightly.
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+def test_an_answer_that_is_dropped_gives_its_connection_back(
+    authority: Authority, mesh: StaticMesh, driver: Driver
+) -> None:
+    """
+    A response that was neither read nor closed holds its connection until it is collected; with a
+    limit of one, the next call goes through then, and the instance counts no call under way.
+    """
+
+    def script(wire: Wire) -> None:
+        while wire.read_head():
+            wire.send(LONG)
+
+    with serving(authority, script) as server, driver.client(mesh, limits=ONE) as client:
+        mesh.tell("tax", server.endpoint("tax"))
+        for number in range(1, 4):
+            request = client.client.build_request("GET", "https://tax/")
+            response = driver.run(lambda sent=request: client.client.send(sent, stream=True))
+            assert response.status_code == 200
+            del response, request
+            gc.collect()
+            assert server.connections == number
+        assert len(line_of(client).orphans) == 1
+        assert mesh.watch_upstream("tax").course.look(0.0).outstanding == 1
+        with pytest.raises(httpx.ReadTimeout):
+            client.get("https://tax/", timeout=httpx.Timeout(PATIENCE, read=0.05))
+        assert line_of(client)._pool.open == 0
+        assert mesh.watch_upstream("tax").course.look(0.0).outstanding == 0
+
+
+def test_what_comes_back_after_the_close_is_closed(authority: Authority, mesh: StaticMesh) -> None:
+    """A call of another thread that is under way when the client closes ends well, and so does
+    its connection."""
+    arrived, go_on, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def script(wire: Wire) -> None:
+        wire.read_head()
+        arrived.set()
+        assert go_on.wait(PATIENCE)
+        wire.send(OK)
+        assert wire.read_to_end() == b""
+        ended.set()
+
+    with serving(authority, script) as server, ThreadPoolExecutor(1) as threads:
+        mesh.tell("tax", server.endpoint("tax"))
+        client = Client(mesh)
+        call = threads.submit(client.get, "https://tax/")
+        assert arrived.wait(PATIENCE)
+        client.close()
+        go_on.set()
+        assert call.result(PATIENCE).text == "ok"
+        assert ended.wait(PATIENCE)
+
+
+def test_two_loops_of_two_threads_share_a_client(authority: Authority, mesh: StaticMesh) -> None:
+    """Each loop has connections of its own, keeps them, and closing ends both loops' ones."""
+    turns = threading.Barrier(2)
+    ended = threading.Semaphore(0)
+
+    def script(wire: Wire) -> None:
+        answering()(wire)
+        ended.release()
+
+    async def run(client: AsyncClient) -> list[str]:
+        texts = []
+        for _ in range(20):
+            # In turns: the one that was here last must not take what the other has.
+            turns.wait(PATIENCE)
+            texts.append((await client.get("https://tax/")).text)
+        turns.wait(PATIENCE)
+        if threading.current_thread().name.endswith("_0"):
+            await client.aclose()
+            turns.wait(PATIENCE)
+        else:
+            turns.wait(PATIENCE)
+            for _ in range(3):
+                await asyncio.sleep(0)
+        return texts
+
+    with serving(authority, script) as server, ThreadPoolExecutor(2) as threads:
+        mesh.tell("tax", server.endpoint("tax"))
+        client = AsyncClient(mesh)
+        both = [threads.submit(asyncio.run, run(client)) for _ in range(2)]
+        assert [one.result(PATIENCE) for one in both] == [["ok"] * 20] * 2
+        assert server.connections == 2
+        assert all(ended.acquire(timeout=PATIENCE) for _ in range(2))
+
+
+# A loop that ends with open connections leaves them to the collector, and Python says so.
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+@pytest.mark.parametrize("http2", [False, True], ids=["ours", "stock"])
+def test_one_loop_after_the_other_uses_a_client(
+    authority: Authority, mesh: StaticMesh, http2: bool
+) -> None:
+    """A client of a module serves ``asyncio.run`` again and again; nobody gets a dead loop's
+    connections, and no loop is kept."""
+
+    async def run(client: AsyncClient) -> str:
+        return (await client.get("https://tax/")).text
+
+    with serving(authority, answering()) as server:
+        mesh.tell("tax", server.endpoint("tax"))
+        client = AsyncClient(mesh, http2=http2)
+        assert [asyncio.run(run(client)) for _ in range(4)] == ["ok"] * 4
+        assert len(client._ours._carriers) == 1
+        del client
+        gc.collect()
+
+
+class Gate:
+    """Answers when the test says so."""
+
+    def __init__(self) -> None:
+        self.arrived = threading.Semaphore(0)
+        self.open = threading.Event()
+
+    def __call__(self, wire: Wire) -> None:
+        while wire.read_head():
+            self.arrived.release()
+            assert self.open.wait(PATIENCE)
+            wire.send(OK)
+
+
+def test_the_limits_of_our_own_service_hold(
+    authority: Authority, mesh: StaticMesh, driver: Driver
+) -> None:
+    """``MaxConnections`` 1 and ``MaxPendingRequests`` 2: two wait, the next is refused at once, by
+    name; nobody is blamed, and afterwards all goes on."""
+    gate = Gate()
+    with (
+        serving(authority, gate) as server,
+        driver.client(mesh) as client,
+        ThreadPoolExecutor(8) as threads,
+    ):
+        mesh.tell("tax", server.endpoint("tax"))
+        course = mesh.watch_upstream("tax").course
+        course.learn_manners(Manners(limits=Limits(1, 2)), 0.0)
+        calls = [threads.submit(client.get, "https://tax/")]
+        assert gate.arrived.acquire(timeout=PATIENCE)
+        for number in (1, 2):
+            calls.append(threads.submit(client.get, "https://tax/"))
+            in_line(client, number)
+        with pytest.raises(UpstreamBusyError, match="as many calls wait as may"):
+            client.get("https://tax/")
+        gate.open.set()
+        assert {call.result(PATIENCE).status_code for call in calls} == {200}
+        assert client.get("https://tax/").status_code == 200
+        assert server.connections == 1
+        (state,) = course.look(0.0).instances
+        assert (state.failures, state.outstanding) == (0, 0)
+
+
+def in_line(client: Session, count: int) -> None:
+    """Wait until *count* requests are in line."""
+    pause = threading.Event()
+    for _ in range(int(PATIENCE * 1000)):
+        if len(line_of(client)._pool._line) == count:
+            return
+        pause.wait(0.001)
+    raise AssertionError("they never came")
+
+
+def test_two_hundred_share_ten_connections_fairly(
+    authority: Authority, mesh: StaticMesh, driver: Driver
+) -> None:
+    """200 callers of 5 calls each, ten connections: none fails, none is served twice before all
+    that waited longer were served once."""
+    order: list[int] = []
+    lock = threading.Lock()
+
+    def script(wire: Wire) -> None:
+        while head := wire.read_head():
+            with lock:
+                order.append(int(head.split(b" ", 2)[1].rpartition(b"/")[2]))
+            wire.send(OK)
+
+    def call_sync(client: Any, caller: int) -> None:
+        for _ in range(5):
+            assert client.get(f"https://tax/{caller}").text == "ok"
+
+    async def call_all(client: Any) -> None:
+        async def call(caller: int) -> None:
+            for _ in range(5):
+                assert (await client.get(f"https://tax/{caller}")).text == "ok"
+
+        await asyncio.gather(*map(call, range(200)))
+
+    limits = httpx.Limits(max_connections=10)
+    with serving(authority, script) as server, driver.client(mesh, limits=limits) as client:
+        mesh.tell("tax", server.endpoint("tax"))
+        if driver.is_async:
+            driver.run(call_all, client.client)
+        else:
+            with ThreadPoolExecutor(200) as threads:
+                list(threads.map(lambda caller: call_sync(client.client, caller), range(200)))
+        assert server.connections == 10
+        assert line_of(client)._pool.open == 10
+    assert len(order) == 1000
+    if driver.is_async:
+        # All stand in line from the start: the first 200 to be served are 200 different ones.
+        assert len(set(order[:190])) == 190

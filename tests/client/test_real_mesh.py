@@ -1,0 +1,152 @@
+"""The client over a real `Mesh` on the dev agent: what the mesh's own life does to calls."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import httpx
+import pytest
+
+from mesh_middleware import Client, Mesh
+from mesh_middleware.dev import DevAgent
+from mesh_middleware.exceptions import NoHealthyInstanceError as NobodyError
+from mesh_middleware.httpx import MeshNotReadyError, NoHealthyInstanceError
+from mesh_middleware.mesh import set_default_mesh
+
+from ..support.servers import until
+from .driver import Driver
+from .support import PATIENCE, Script, ScriptServer, Wire, answering
+
+
+@pytest.fixture
+def join(mesh_agent: DevAgent) -> Iterator[Callable[..., Mesh]]:
+    """Start a mesh on the agent in turn, and close it after the test."""
+    with ExitStack() as stack:
+
+        def join(name: str, **options: Any) -> Mesh:
+            options = {"register": False} | options
+            mesh = Mesh(name, agent=mesh_agent.url, plugins=(), **options)
+            stack.enter_context(mesh)
+            assert mesh.wait_for(lambda snapshot: snapshot.ready, PATIENCE), mesh.status()
+            return mesh
+
+        yield join
+
+
+@contextmanager
+def served(join: Callable[..., Mesh], name: str, script: Script) -> Iterator[ScriptServer]:
+    """Serve *script* as an instance of *name* that registers itself."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    mesh = join(name, register=True, address="127.0.0.1", port=port)
+    health = f"{mesh.settings.agent}/v1/health/connect/{name}?passing=1"
+    with ScriptServer(mesh.server_context(), script, port) as server, mesh:
+        until(lambda: len(httpx.get(health, trust_env=False).json()) == 1, f"one {name}")
+        yield server
+
+
+@pytest.fixture
+def default() -> Iterator[Callable[[Mesh], Mesh]]:
+    """Make a mesh that of the process; none is after the test."""
+    yield lambda mesh: set_default_mesh(mesh) or mesh
+    set_default_mesh(None)
+
+
+def test_nobody_registered_is_an_error_of_its_own_at_the_first_call(
+    join: Callable[..., Mesh], driver: Driver
+) -> None:
+    """The very first call, which waits for the agent's answer, gets httpx's ConnectError and ours,
+    at once; so do raw connections and who waits by hand."""
+    mesh = join("order")
+    began = time.monotonic()
+    with driver.client(mesh) as client:
+        for host in ("nobody", "nobody.connect.consul", "nothing.service.dc1.consul"):
+            with pytest.raises(NoHealthyInstanceError, match="no healthy instance") as caught:
+                client.get(f"https://{host}/")
+            assert isinstance(caught.value, httpx.ConnectError)
+            assert isinstance(caught.value, NobodyError)
+    assert time.monotonic() - began < PATIENCE
+    with pytest.raises(NobodyError):
+        mesh.connect_socket("nobody")
+    with pytest.raises(NobodyError):
+        asyncio.run(mesh.connect("nobody"))
+    with pytest.raises(NobodyError):
+        mesh.upstream("nobody").wait(PATIENCE)
+
+
+def test_a_mesh_that_was_closed_is_told_at_once(join: Callable[..., Mesh], driver: Driver) -> None:
+    """No call goes by what a closed mesh knew, and none waits for it."""
+    mesh = join("order")
+    with served(join, "tax", answering()), driver.client(mesh) as client:
+        assert client.get("https://tax/").text == "ok"
+        mesh.close()
+        with pytest.raises(MeshNotReadyError, match="not running"):
+            client.get("https://tax/")
+
+
+def test_a_mesh_that_begins_anew_is_followed(join: Callable[..., Mesh], driver: Driver) -> None:
+    """Closed and started again, the same mesh knows the instances of now, and so does a client
+    made before."""
+    mesh = join("order")
+    with driver.client(mesh) as client:
+        with served(join, "tax", answering(b"old")):
+            assert client.get("https://tax/").text == "old"
+        mesh.close()
+        with served(join, "tax", answering(b"new")) as server:
+            mesh.start()
+            assert client.get("https://tax/").text == "new"
+            assert mesh.upstream("tax").wait(PATIENCE)[0].port == server.port
+
+
+def test_the_mesh_of_the_process_may_become_another(
+    join: Callable[..., Mesh], driver: Driver, default: Callable[[Mesh], Mesh]
+) -> None:
+    """A client of a module, made before any mesh, calls through the one that is the process's
+    now: as test suites need it, which start the application again and again."""
+    seen: list[Any] = []
+
+    def script(wire: Wire) -> None:
+        seen.append(wire.sock.getpeercert()["subjectAltName"][0][1].rpartition("/")[2])  # type: ignore[attr-defined]
+        answering()(wire)
+
+    with driver.client() as client, served(join, "tax", script):
+        for name in ("order", "invoice"):
+            mesh = default(join(name))
+            assert client.get("https://tax/").text == "ok"
+            assert client.get("https://tax/").text == "ok"
+            mesh.close()
+    assert seen == ["order", "invoice"]
+
+
+def test_a_child_process_finds_its_own_mesh(
+    mesh_agent: DevAgent,
+    join: Callable[..., Mesh],
+    default: Callable[[Mesh], Mesh],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A client used before a fork, as under a server that loads the application first, starts
+    the child's mesh at the child's first call; the parent's goes on."""
+    monkeypatch.setenv("CONSUL_HTTP_ADDR", mesh_agent.url)
+    with served(join, "tax", answering()), Client() as client:
+        default(join("order"))
+        assert client.get("https://tax/").text == "ok"
+        child = os.fork()
+        if child == 0:
+            os._exit(_call_in_child(client))
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert client.get("https://tax/").text == "ok"
+
+
+def _call_in_child(client: Client) -> int:
+    try:
+        return 0 if client.get("https://tax/", timeout=PATIENCE).text == "ok" else 1
+    except BaseException:
+        traceback.print_exc()
+        return 2
