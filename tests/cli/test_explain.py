@@ -164,8 +164,33 @@ def test_two_intentions_that_disagree_are_told_apart(run: Run, file: str) -> Non
         "readings_differ",
         ["precedence"],
     )
-    assert found["remedy"].startswith("Two intentions disagree")
+    assert found["cause"].startswith("Precedence and the rules that Envoy is given differ")
+    assert found["remedy"].startswith("Make the intentions about this caller say the same")
     assert told(run, "cron", "GET", "/", "--intentions", file, "--reading", "envoy")["allowed"]
+
+
+@pytest.mark.parametrize(
+    ("action", "default", "reading"),
+    [("allow", "deny", "precedence"), ("deny", "allow", "envoy_rules")],
+)
+def test_a_name_that_is_a_pattern_to_envoy_is_told(
+    run: Run, tmp_path: Path, action: str, default: str, reading: str
+) -> None:
+    """``api.v1`` fits ``api-v1``, too: said as a hint, and in the line of the intention."""
+    file = write(tmp_path, {"web": [rule("api.v1", Action=action)]})
+    found = told(run, "api-v1", "GET", "/", "--intentions", file, "--default", default)
+    assert (found["reason"], found["readings"][0]["name"]) == ("readings_differ", reading)
+    assert found["hints"] == ["The source api.v1 is a regular expression to Envoy."]
+    fits = "by its name about another; to Envoy that is a pattern, and it fits the caller"
+    assert [item["why"] for item in found["losers"]] == [fits] * (action == "allow")
+
+
+def test_a_header_that_proxies_drop_is_told(run: Run, file: str) -> None:
+    """It was sent, and is not there: the caller named it in Connection."""
+    headers = ("-H", "x-role: clerk", "-H", "connection: x-role")
+    found = told(run, "api", "GET", "/v1", *headers, "--intentions", file)
+    why = found["permissions"][1]["why"]
+    assert why.startswith("there is no header x-role as proxies see it (a header named in")
 
 
 @pytest.mark.parametrize(
@@ -347,7 +372,12 @@ def test_tokens_are_judged_by_a_file_of_providers(run: Run, tmp_path: Path, form
     words = ("api", "GET", "/", "--intentions", write(tmp_path, {"web": rules}))
     assert told(run, *words)["reason"] == "jwt_unknown_provider"
     words += ("--jwt-providers", write(tmp_path, forms.get(form, entry), "providers.json"))
-    assert told(run, *words)["reason"] == "jwt_missing"
+    found = told(run, *words)
+    assert found["reason"] == "jwt_missing"
+    assert found["hints"] == [
+        "A token of okta is looked for in header authorization after 'Bearer '"
+        " or parameter access_token."
+    ]
     good = ("-H", f"authorization: Bearer {issuer.token()}")
     assert told(run, *words, *good)["reason"] == "intention_allow"
     late = ("-H", f"authorization: Bearer {issuer.token(exp=1)}")

@@ -249,6 +249,14 @@ class WsgiFacts(RequestFacts):
         return path.encode("latin-1", "replace") or b"/"
 
     @property
+    def sound(self) -> bool:
+        # Routers put a slash before a PATH_INFO without one: /api and admin are no /apiadmin then.
+        info, script = self.environ.get("PATH_INFO", ""), self.environ.get("SCRIPT_NAME", "")
+        if info and not info.startswith("/") and not script.endswith("/"):
+            return False
+        return RequestFacts.sound.fget(self)  # type: ignore[attr-defined,no-any-return]
+
+    @property
     def query(self) -> bytes:
         return str(self.environ.get("QUERY_STRING", "")).encode("latin-1", "replace")
 

@@ -120,7 +120,7 @@ ABOUT: dict[Reason, About] = {
     Reason.READINGS_DIFFER: About(
         403,
         "The request can be read in several ways, and at least one of them is denied; "
-        "the readings are named.",
+        "the readings that deny are named.",
         "Send the target in its plain form, each header once; or widen the intention.",
     ),
     Reason.NO_PEER: About(
@@ -214,7 +214,9 @@ ABOUT: dict[Reason, About] = {
         "pip install 'mesh-middleware[re2]'",
     ),
     Reason.UNSOUND_METHOD: About(
-        400, "The method is not one of the upper-case methods that proxies pass.", "-"
+        400,
+        "The method is not one of the upper-case methods that proxies pass.",
+        "Send a method of HTTP, in upper case.",
     ),
     Reason.UNSOUND_TARGET: About(
         400,

@@ -241,7 +241,7 @@ def read_lines(headers: Sequence[Header]) -> list[Header]:
 def _refuse_lines(lines: Sequence[Header], options: Normalization) -> str:
     for name, value in lines:
         if not _NAME.fullmatch(name):
-            return f"header name {name[:100]!r}"
+            return f"header name {name[:100].decode('latin-1')!r}"
         if _BAD_VALUE.search(value):
             return f"a control byte in {name.decode()}"
         if b"_" in name and options.underscores == "reject":
@@ -282,7 +282,7 @@ def _refuse_merged(merged: Mapping[bytes, list[bytes]], target: Target) -> str:
     if not target.authority and b"host" not in merged:
         return "no host"
     if not target.authority and not _HOST.fullmatch(host):
-        return f"host {host[:100]!r}"
+        return f"host {host[:100].decode('latin-1')!r}"
     if merged.get(b"x-forwarded-proto") == [b""]:
         return "an empty x-forwarded-proto"
     if not _sound_length(merged):

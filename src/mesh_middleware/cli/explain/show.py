@@ -10,10 +10,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from ...intentions import ABOUT, Intention
-from ...intentions.matchers import permission_flaw
 from ..options import print_json
-from .why import Explanation, Loser
-from .words import cause, way_out
+from .losers import Loser
+from .why import Explanation
+from .words import FLAWS, cause, token_words, way_out
 
 MAX_FAR = 20
 """Intentions about other sources that are listed; the others are counted."""
@@ -76,9 +76,11 @@ def _because(told: Explanation) -> list[str]:
     found = [cause(verdict)]
     detail = verdict.detail.removeprefix("b") if verdict.detail[:2] == "b'" else verdict.detail
     if detail and detail in {str(reason) for reason in ABOUT}:
-        found.append(f"The readings that deny end in: {detail}.")
+        if told.differing and detail != verdict.reason:
+            found.append(f"What denies it there: {detail}.")
     elif detail:
         found.append(f"Namely: {detail}.")
+    found += told.hints
     if not verdict.allowed:
         found.append(f"The caller gets a {verdict.status}, and is not told why.")
     return found
@@ -94,14 +96,13 @@ def _decider(told: Explanation) -> str:
         return f"{_pair(intention)}, precedence {intention.precedence}: cannot be read"
     action = {True: "allow", False: "deny", None: "permissions"}[intention.allow]
     text = f"{_pair(intention)}, precedence {intention.precedence}: {action}"
-    names = " or ".join(demand.provider for demand in intention.jwt)
-    text += f", with a token of {names}" if names else ""
     if permission is not None:
-        return f"{text}, number {permission}"
-    if any(permission_flaw(item) is not None for item in intention.permissions):
-        return f"{text}, which cannot be used"
-    nothing = intention.permissions and told.given.protocol != "tcp"
-    return f"{text}, none of which matches" if nothing else text
+        text += f", number {permission}"
+    elif told.verdict.reason in FLAWS:
+        text += ", which cannot be used"
+    elif intention.permissions and told.given.protocol != "tcp":
+        text += ", none of which matches"
+    return f"{text}, with {token_words(intention.jwt)}" if intention.jwt else text
 
 
 def _default(told: Explanation) -> str:
@@ -185,6 +186,7 @@ def data(told: Explanation) -> dict[str, Any]:
         "cause": cause(verdict),
         "remedy": way_out(verdict),
         "detail": verdict.detail,
+        "hints": list(told.hints),
         "source": told.uri,
         "service": given.service,
         "method": told.facts.method.decode("latin-1"),

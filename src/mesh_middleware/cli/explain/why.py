@@ -30,15 +30,23 @@ from ...intentions import (
 )
 from ...intentions.headers import HeaderView
 from ...intentions.matchers import PathTable, permission_flaw
-from ...intentions.model import WILDCARD, HeaderMatch
-from ...intentions.sources import Candidates
+from ...intentions.model import HeaderMatch
+from ...intentions.sources import Candidates, is_plain
 from ...intentions.terms import ReadingName
 from ..batch import judge
 from .given import Given
-from .words import DEFAULTS, header_words, meaning, permission_words
+from .losers import UNASKED, Loser, losers
+from .words import DEFAULTS, header_words, meaning, permission_words, place_words
 
-_UNASKED = (Reason.UNSOUND_METHOD, Reason.UNSOUND_TARGET, Reason.UNSOUND_HEADER)
-_STRANGERS = (Reason.FOREIGN_TRUST_DOMAIN, Reason.PEER_NOT_SERVICE, Reason.PEER_UNREADABLE)
+_TOKENS = (
+    Reason.JWT_MISSING,
+    Reason.JWT_INVALID,
+    Reason.JWT_CLAIMS,
+    Reason.JWT_NO_KEYS,
+    Reason.JWT_NO_ENGINE,
+    Reason.JWT_UNKNOWN_PROVIDER,
+)
+_NO_TOKEN = "matches, but the demand for a token is not met"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +78,6 @@ class Read:
 
 
 @dataclass(frozen=True, slots=True)
-class Loser:
-    """An intention that did not decide, and why; *near* when it is about the source."""
-
-    intention: Intention
-    why: str
-    near: bool
-
-
-@dataclass(frozen=True, slots=True)
 class Explanation:
     """
     A verdict and everything that led to it.
@@ -95,6 +94,7 @@ class Explanation:
         readings: of the path, where it has more than one and they matter.
         differing: readings that deny what others allow, and what they mean.
         losers: the other intentions, in order.
+        hints: what else helps to understand it, as sentences.
     """
 
     given: Given
@@ -108,6 +108,7 @@ class Explanation:
     readings: tuple[Read, ...]
     differing: tuple[tuple[str, str], ...]
     losers: tuple[Loser, ...]
+    hints: tuple[str, ...]
 
 
 def facts(given: Given, method: str, target: str, lines: Iterable[str]) -> HttpFacts:
@@ -155,9 +156,7 @@ def explain(given: Given, reading: str, source: str, request: HttpFacts) -> Expl
     verdict = judge(policy, uri, None if connection else request, given.normalization)
     found = _candidates(policy, uri)
     decider = verdict.intention
-    views = (
-        _views(given, request, name) if not connection and verdict.reason not in _UNASKED else ()
-    )
+    views = _views(given, request, name) if not connection and verdict.reason not in UNASKED else ()
     asked, says = _ask_permissions(decider, request, views, verdict, given)
     return Explanation(
         given,
@@ -170,7 +169,8 @@ def explain(given: Given, reading: str, source: str, request: HttpFacts) -> Expl
         asked,
         _readings(views, says),
         tuple((word, meaning(word)) for word in verdict.readings),
-        tuple(_losers(policy, uri, verdict, found)),
+        tuple(losers(policy, uri, verdict, found)),
+        tuple(_hints(given, verdict, found)),
     )
 
 
@@ -236,7 +236,9 @@ def _ask_permissions(
     for index, permission in enumerate(decider.permissions):
         row = mismatches[index]
         matches = tuple(view.name for view, why in zip(views, row, strict=True) if not why)
-        why = "" if index == verdict.permission else row[0] or _preceded(index, firsts[0])
+        why = row[0] or _preceded(index, firsts[0])
+        if index == verdict.permission:
+            why = _NO_TOKEN if verdict.reason in _TOKENS or verdict.detail in _TOKENS else ""
         asked.append(Asked(index, permission_words(permission), matches, why))
     says = tuple(
         f"none matches: default {default}"
@@ -281,61 +283,28 @@ def _mismatch(permission: Permission, method: bytes, view: paths.Reading, head: 
 
 
 def _header_mismatch(match: HeaderMatch, head: HeaderView) -> str:
-    values = head.alternatives(match.name.encode())[0].values
-    several = len(head.alternatives(match.name.encode())) > 1
+    first, *others = head.alternatives(match.name.encode())
+    values, several = first.values, bool(others)
     if values is None:
         hint = ", and an absent header matches no inverted test" if match.invert else ""
+        for other in others[:1]:
+            hint = f" as proxies see it ({meaning(other.name)})"
         return f"there is no header {match.name}{hint}"
     shown = ", ".join(repr(value.decode("latin-1"))[:60] for value in values)
     wanted = f"wanted{' in every way of reading it' if several else ''}: {header_words(match)}"
     return f"the header {match.name} is {shown}; {wanted}"
 
 
-def _losers(
-    policy: Policy, uri: str, verdict: Decision, found: Candidates | None
-) -> Iterable[Loser]:
-    for intention in policy.intentions:
-        if intention is verdict.intention:
-            continue
-        why = _other_source(intention, uri, policy, found)
-        near = not why
-        if near and intention.flaw is not None:
-            why = f"cannot be read: {intention.flaw.detail}"
-        yield Loser(intention, why or _outranked(intention, verdict, found), near)
-
-
-def _other_source(intention: Intention, uri: str, policy: Policy, found: Candidates | None) -> str:
-    """Tell why an intention is not about the source; empty when it is."""
-    if intention.peer:
-        return f"about the peered cluster {intention.peer}: such callers are not known here"
-    if found is None:
-        return "not asked: the caller is no service of this mesh"
-    if any(intention is item for item in found.all):
-        return ""
-    source = parse_spiffe_id(uri)
-    assert isinstance(source, ServiceId)
-    if intention.partition != source.partition:
-        return f"about partition {intention.partition}, the source is of {source.partition}"
-    if intention.namespace not in (source.namespace, WILDCARD):
-        return f"about namespace {intention.namespace}, the source is of {source.namespace}"
-    if intention.source not in (source.name, WILDCARD):
-        return f"about {intention.source}, not {source.name}"
-    return ""
-
-
-def _outranked(intention: Intention, verdict: Decision, found: Candidates | None) -> str:
-    decider = verdict.intention
-    if verdict.reason in _STRANGERS:
-        return "not asked: the caller is no service of this mesh"
-    if verdict.reason in _UNASKED:
-        return "not asked: such a request is refused before"
-    everyone = decider is None or (decider.flaw is not None and decider.flaw.everyone)
-    if everyone or (found is not None and not any(decider is item for item in found.all)):
-        return "not asked: another intention cannot be used, so everyone is denied"
-    assert decider is not None
-    text = f"outranked: precedence {intention.precedence}, decided at {decider.precedence}"
-    if decider.precedence < intention.precedence:
-        text = "outranks the one that decided, but allows, and both have to"
-    elif found is not None and any(intention is item for item in found.envoy):
-        text += "; Envoy's rules ask it, too"
-    return text
+def _hints(given: Given, verdict: Decision, found: Candidates | None) -> Iterable[str]:
+    """Say what is easily overlooked: names that are patterns, places where a token is expected."""
+    for intention in found.all if found is not None else ():
+        if not is_plain(intention):
+            yield f"The source {intention.source} is a regular expression to Envoy."
+    if Reason.JWT_MISSING not in (verdict.reason, verdict.detail) or verdict.intention is None:
+        return
+    permissions = verdict.intention.permissions
+    demands = list(verdict.intention.jwt)
+    demands += permissions[verdict.permission].jwt if verdict.permission is not None else ()
+    for provider in given.providers:
+        if provider.name in [demand.provider for demand in demands]:
+            yield f"A token of {provider.name} is looked for in {place_words(provider)}."
