@@ -122,6 +122,13 @@ def _found() -> Iterator[Json]:
     rules = [permission(PathExact="/v1"), permission("deny", PathRegex="(")]
     for target in ("/v1", "/admin"):
         yield case(f"a bad pattern left out {target}", [intention(Permissions=rules)], target)
+    # A letter that is no ASCII, and whose lower case is: the name stays another one.
+    for action in ("allow", "deny"):
+        kelvin = permission(action, **header("x-\u212aey", Present=True))
+        rules = [intention(Permissions=[kelvin])]
+        for default_allow in (True, False):
+            name = f"Kelvin {action} {default_allow}"
+            yield case(name, rules, headers=[("x-key", "1")], default_allow=default_allow)
     # A pattern between the budgets of Envoy and ours.
     large = "/v1|" + "a{1000}b{1000}" * 60
     yield case("a large pattern", [intention(Permissions=[permission(PathRegex=large)])], "/v1")

@@ -318,7 +318,8 @@ def _criteria(http: Mapping[str, Any], allow: bool, jwt: tuple[JwtDemand, ...]) 
 
 def _header(item: object) -> HeaderMatch:
     fields = _object(item, HEADER_FIELDS, "Header")
-    name = _text(fields, "Name", "").lower()
+    # Of ASCII letters only: other letters have lower cases that are other names' letters.
+    name = _text(fields, "Name", "").encode().lower().decode()
     if not name:
         raise _Unread(Reason.EMPTY_CRITERIA, "a Header without Name")
     tests: list[tuple[HeaderTest, str]] = [
