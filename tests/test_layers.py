@@ -16,9 +16,10 @@ ROOT = Path(mesh_middleware.__file__).parent
 
 LAYERS = [
     # values and rules
-    "exceptions identity intentions certificates snapshot trace",
+    "exceptions identity intentions certificates snapshot trace pauses",
     # shapes
-    "config consul.wire consul.watch consul.intentions consul.pieces consul.entries consul.chains",
+    "config consul.wire consul.watch consul.intentions consul.pieces consul.entries consul.chains"
+    " consul.rereading",
     # edges
     "consul.client consul.defaults consul.lookout tls gate standing resolve routing keepsake jwks",
     # the heart

@@ -22,6 +22,7 @@ from .consul.intentions import parse_match
 from .exceptions import CertificateError
 from .intentions import Intention, compile_policy
 from .keepsake import Kept
+from .pauses import give_way
 from .snapshot import Conditions, Snapshot, Trust, Verdict, lost_denies, offer_leaf, offer_roots
 from .tls import Generation
 
@@ -133,7 +134,8 @@ class Belief:
         if (regressed or self._doubted) and lost_denies(known, told):
             if not self._confirmed(told, moment):
                 return False
-        self._doubted, self._match = None, body
+        # Megabytes, where there are thousands: only for who keeps them.
+        self._doubted, self._match = None, body if self._settings.keep_file else None
         self._swap(replace(self.snapshot, intentions=told))
         return True
 
@@ -196,11 +198,13 @@ class Belief:
             self._trust = after
             return why
         number = self.snapshot.generation + 1
+        give_way()
         try:
             generation = Generation(after.pair, after.roots, number, like=self.generation)
         except CertificateError as error:
             self.note("leaf_rejected", f"{error}; what was used before stays")
             return str(error)
+        give_way()
         self._trust = after
         self.generation = generation
         leaf = after.pair.leaf if after.pair else None

@@ -33,6 +33,7 @@ from .certificates import KeyPair, Peer, Role, Roots, load_certificates, read_pe
 from .exceptions import CertificateError, PeerMismatchError
 from .gate import Gate, GatedObject, GatedSocket, GateError
 from .identity import ServiceId, SpiffeId
+from .pauses import give_way
 from .standing import Standing
 
 CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
@@ -93,6 +94,7 @@ class Generation:
         if context is None:
             context = _context(role, alpn)
             if self._pair and self._roots:
+                give_way()
                 _fill(context, self._pair, self._roots)
             self._contexts[role, alpn] = context
         return context
@@ -278,6 +280,7 @@ def _harden(context: ssl.SSLContext) -> None:
 def _fill(context: ssl.SSLContext, pair: KeyPair, roots: Roots) -> None:
     try:
         context.load_verify_locations(cadata=roots.pem)
+        give_way()
         with _private_file(pair.leaf.chain_pem + "\n" + pair.key_pem) as path:
             # Without a password OpenSSL would ask the terminal for one, and wait.
             context.load_cert_chain(path, password="")

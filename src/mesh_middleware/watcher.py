@@ -25,6 +25,7 @@ from .config import Settings
 from .consul import watch, wire
 from .consul.client import Answer, ConsulClient
 from .consul.intentions import parse_match
+from .consul.rereading import MatchReader
 from .entries import EntryWatch
 from .exceptions import AgentAnswerError, MeshError
 from .following import Follower, wait_at_most
@@ -81,6 +82,7 @@ class Watcher:
         self._client = ConsulClient(settings, transport)
         self._now = now
         self._swept = swept
+        self._reader = MatchReader(settings.service)
         self._keepsake = open_keepsake(settings)
         self.follower = Follower(
             settings,
@@ -249,6 +251,8 @@ class Watcher:
         return self._belief.take_intentions(told, regressed=regressed, body=answer.body)
 
     def _parse_intentions(self, answer: Answer) -> tuple[Intention, ...]:
+        if isinstance(answer.body, bytes):
+            return self._reader.read(answer.body)
         return parse_match(answer.body, self._settings.service)
 
     async def _index_from_list(self, question: wire.Question, answer: Answer) -> Answer:

@@ -29,6 +29,7 @@ from ..intentions.model import (
     precedence_of,
 )
 from ..intentions.reasons import Reason
+from ..pauses import paced
 from . import pieces
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "CONNECT", "OPTIONS", "TRACE")
@@ -164,7 +165,7 @@ def parse_intentions(items: object) -> tuple[Intention, ...]:
 
 def _parse_items(items: Iterable[object]) -> tuple[Intention, ...]:
     known: Known = {}
-    return tuple(parse_intention(item, known) for item in pieces.paced(items))
+    return tuple(parse_intention(item, known) for item in paced(items))
 
 
 def parse_entry(entry: object) -> tuple[Intention, ...]:

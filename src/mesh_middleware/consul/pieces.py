@@ -1,7 +1,7 @@
 """
 A large JSON answer read piece by piece, so that nothing waits long for the interpreter.
 
-Owns the walk over one object of lists, as the match endpoint answers, and the pauses in it. Decoded
+Owns the walk over one object of lists, as the match endpoint answers. Decoded
 at once, ten thousand intentions hold the interpreter's lock for tens of milliseconds, and leave so
 many values alive that the garbage collector holds it for longer. Knows nothing of intentions.
 
@@ -12,30 +12,28 @@ from __future__ import annotations
 
 import json
 import re
-import time
-from collections.abc import Generator, Iterable, Iterator
-from typing import TypeVar
+from collections.abc import Callable, Generator, Iterator
+from typing import Any, TypeVar
 
 from ..exceptions import AgentAnswerError
 
 T = TypeVar("T")
 
-PACE = 32
-"""Pieces between two pauses: about half a millisecond of work."""
-
-PAUSE = 0.00005
-"""Seconds of a pause: long enough that a thread that waits for the lock gets it."""
-
 _SPACE = re.compile(r"[ \t\n\r]*")
 _DECODER = json.JSONDecoder()
 
+Take = Callable[[str, int], tuple[T, int]]
+"""Reads what stands at a place of a text; returns it, and the place behind it."""
 
-def paced(items: Iterable[T]) -> Iterator[T]:
-    """Hand on *items*, and let other threads run every few of them."""
-    for number, item in enumerate(items, 1):
-        yield item
-        if number % PACE == 0:
-            time.sleep(PAUSE)
+
+def decode_at(text: str, place: int) -> tuple[Any, int]:
+    """
+    Decode the JSON value at *place*; a `Take`.
+
+    Raises:
+        ValueError: there is none.
+    """
+    return _DECODER.raw_decode(text, place)
 
 
 def list_under(name: str, text: bytes) -> Iterator[object]:
@@ -53,13 +51,36 @@ def list_under(name: str, text: bytes) -> Iterator[object]:
         AgentAnswerError: *text* is no such JSON, or has no list under *name*. Items read until
             then are worth nothing.
     """
+    yield from list_in(name, decoded(text), decode_at)
+
+
+def decoded(text: bytes) -> str:
+    """
+    The characters of *text*.
+
+    Raises:
+        AgentAnswerError: it is no UTF-8.
+    """
     try:
-        yield from _read(name, text.decode("utf-8"))
+        return text.decode("utf-8")
+    except ValueError as error:
+        raise AgentAnswerError(f"intentions match: {error}") from None
+
+
+def list_in(name: str, text: str, take: Take[T]) -> Iterator[T]:
+    """
+    Read one list of an object of lists, as `list_under`, each item by *take*.
+
+    Raises:
+        AgentAnswerError: as there.
+    """
+    try:
+        yield from _read(name, text, take)
     except (ValueError, RecursionError, IndexError) as error:
         raise AgentAnswerError(f"intentions match: not JSON: {error}") from None
 
 
-def _read(name: str, text: str) -> Iterator[object]:
+def _read(name: str, text: str, take: Take[T]) -> Iterator[T]:
     place = _after(text, 0, "{")
     found = False
     while text[place] != "}":
@@ -69,7 +90,7 @@ def _read(name: str, text: str) -> Iterator[object]:
             raise AgentAnswerError(f"intentions match: {key!r} in the answer, not {name!r} alone")
         found = True
         if text[place] == "[":
-            place = yield from _items(text, place)
+            place = yield from _items(text, place, take)
         else:
             value, place = _DECODER.raw_decode(text, place)
             if value is not None:
@@ -87,11 +108,11 @@ def _read(name: str, text: str) -> Iterator[object]:
         raise AgentAnswerError(f"intentions match: no list for {name!r} in the answer")
 
 
-def _items(text: str, place: int) -> Generator[object, None, int]:
+def _items(text: str, place: int, take: Take[T]) -> Generator[T, None, int]:
     """Yield the items of the list at *place*; return the place behind it."""
     place = _after(text, place, "[")
     while text[place] != "]":
-        value, place = _DECODER.raw_decode(text, place)
+        value, place = take(text, place)
         yield value
         place = _skip(text, place)
         if text[place] == ",":
