@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from . import door, figures, flips, footprint, load, machine, report
+from . import door, figures, flips, footprint, load, machine, report, rotation
 from .processes import Processes
 from .rounds import FRAMEWORKS, Rounds, Samples, start
 from .setting import ROOT, SettingError, Stage
@@ -90,6 +90,8 @@ def _figures(stage: Stage, program: Path, *, quick: bool) -> list[figures.Figure
     stage.check(server)
     found += flips.measure(stage, server, 5 if quick else 40, _tell)
     server.close()
+    _tell("leaf and roots rotate beside an event loop")
+    found += rotation.measure(stage, 5 if quick else 30)
     found += footprint.memory(stage, program, 1 if quick else 5, _tell)
     found += footprint.start_up(stage, 2 if quick else 9, _tell)
     return found

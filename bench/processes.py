@@ -72,6 +72,11 @@ class Process:
         """Whether it has not ended."""
         return self._popen.poll() is None
 
+    def tell(self, line: str) -> None:
+        """Write a line to its standard input."""
+        assert self._popen.stdin is not None
+        os.write(self._popen.stdin.fileno(), f"{line}\n".encode())
+
     def log(self) -> str:
         """The end of what it has written."""
         return self._log.read_text(errors="replace")[-3000:]

@@ -101,6 +101,7 @@ class Stage:
         started: owns the processes.
         agent: address of the dev agent.
         trust_domain: of everyone in this run.
+        agent_process: rotates leaf and roots for each line it is told.
         lean: whether servers started from now on find only what a service has installed.
     """
 
@@ -108,6 +109,7 @@ class Stage:
     started: Processes
     agent: str
     trust_domain: str
+    agent_process: Process
     lean: bool = False
     _number: int = field(default=0, repr=False)
 
@@ -120,7 +122,7 @@ class Stage:
         told = folder / "agent.json"
         _wait(process, told.exists)
         said = json.loads(told.read_text())
-        return cls(folder, started, said["url"], said["trust_domain"])
+        return cls(folder, started, said["url"], said["trust_domain"], process)
 
     def identity(self, name: str) -> Identity:
         """The files of one caller."""
