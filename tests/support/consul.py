@@ -70,12 +70,16 @@ class RealConsul:
         binary: which one; by default what `find_consul` finds.
         hcl: further configuration.
         token: to ask it with whether it is there, where ACLs are on.
+        dns: port it answers DNS at; -1 is none.
     """
 
-    def __init__(self, binary: str | None = None, *, hcl: str = "", token: str = "") -> None:
+    def __init__(
+        self, binary: str | None = None, *, hcl: str = "", token: str = "", dns: int = -1
+    ) -> None:
         self.binary = binary or find_consul()
         self._hcl = hcl
         self._token = token
+        self._dns = dns
         self._process: subprocess.Popen[bytes] | None = None
         self._log = tempfile.TemporaryFile()
         self.url = ""
@@ -93,7 +97,7 @@ class RealConsul:
         command = [
             self.binary, "agent", "-dev", "-node=real", "-bind=127.0.0.1", "-client=127.0.0.1",
             f"-http-port={http}", f"-server-port={server}", f"-serf-lan-port={serf}",
-            "-serf-wan-port=-1", "-dns-port=-1", "-grpc-port=-1", "-log-level=warn",
+            "-serf-wan-port=-1", f"-dns-port={self._dns}", "-grpc-port=-1", "-log-level=warn",
             "-hcl=disable_update_check = true",
         ]  # fmt: skip
         if self._hcl:
