@@ -181,17 +181,31 @@ def flask_options(config: Mapping[str, Any]) -> dict[str, Any]:
     return {k[5:].lower(): v for k, v in config.items() if k.startswith("MESH_")}
 
 
-_offered: dict[str, Any] = {}
+_offered: dict[str, list[Any]] = {}
 
 
 def offer_options(options: Mapping[str, Any]) -> None:
     """Let an application's own options count for the mesh that its server starts."""
-    _offered.update(options)
+    for name, value in options.items():
+        values = _offered.setdefault(name, [])
+        if value not in values:
+            values.append(value)
 
 
 def offered_options() -> dict[str, Any]:
-    """The options that applications of this process have offered."""
-    return dict(_offered)
+    """
+    The options that applications of this process have offered.
+
+    Raises:
+        ConfigError: two of them disagree: one process is one service, judged by one policy.
+    """
+    for name, values in _offered.items():
+        if len(values) > 1:
+            shown = " and ".join(_shown(name, value) for value in values)
+            raise ConfigError(
+                f"applications of one process disagree: MESH_{name.upper()} is {shown}"
+            )
+    return {name: values[0] for name, values in _offered.items()}
 
 
 def parse_seconds(text: str) -> float:
@@ -346,8 +360,11 @@ def _convert(name: str, value: Any) -> Any:
     try:
         return read(value)
     except (ValueError, TypeError) as error:
-        shown = "(hidden)" if name in ("token", "auth", "keep_key") else repr(value)
-        raise ConfigError(f"{name} = {shown}: {error}") from None
+        raise ConfigError(f"{name} = {_shown(name, value)}: {error}") from None
+
+
+def _shown(name: str, value: object) -> str:
+    return "(hidden)" if name in ("token", "auth", "keep_key") else repr(value)
 
 
 def _checked(settings: Settings) -> Settings:

@@ -78,7 +78,8 @@ class MeshNative:
             mode=self._mode or (settings.mode if "mode" in options else None),
             shadow=self._shadow,
         )
-        offer_options(options)
+        # Not what this door has taken already: another application's door must not get it too.
+        offer_options({k: v for k, v in options.items() if k not in ("exempt", "mode")})
         if "hypercorn.config" in sys.modules:
             from .servers.hypercorn_tls import check_hosted
 

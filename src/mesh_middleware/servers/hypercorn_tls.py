@@ -160,8 +160,8 @@ def check_hosted() -> None:
 
 
 def _settings(config: Any) -> Settings:
-    file = {**offered_options(), **table(config)}
     try:
+        file = {**offered_options(), **table(config)}
         known = load_settings(file=file, where=_WHERE)
         host, port = _bound(config)
         placed = {"port": known.port or port, "address": known.address or _reachable(host)}

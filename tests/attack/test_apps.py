@@ -1,0 +1,56 @@
+"""Several Flask applications in one process: what one allows itself, it does not allow another."""
+
+from __future__ import annotations
+
+import pytest
+
+from mesh_middleware.dev import DevAgent
+
+from ..interop.callers import Identity, knock
+from ..interop.conftest import Serve
+
+TWO = """
+from flask import Flask
+from werkzeug.middleware.dispatcher import DispatcherMiddleware
+
+from mesh_middleware import MeshNative
+
+books = Flask("books")
+MeshNative(books)
+
+
+@books.get("/secret")
+def secret():
+    return "the books"
+
+
+trial = Flask("trial")
+trial.config[{key!r}] = {value!r}
+MeshNative(trial)
+app = DispatcherMiddleware(books, {{"/trial": trial}})
+"""
+
+
+@pytest.mark.parametrize(("key", "value"), [("MESH_EXEMPT", "/secret"), ("MESH_MODE", "shadow")])
+def test_what_one_application_lets_pass_the_other_does_not(
+    key: str, value: str, agent: DevAgent, invoice: Identity, serve: Serve
+) -> None:
+    """An exemption, or shadow mode, in the configuration of one is no business of the other."""
+    agent.deny("invoice", "tax")
+    server = serve(TWO.format(key=key, value=value), insecure_bind="127.0.0.1:0", listeners=2)
+    for answer in (
+        knock(server.port(), invoice.pem, path="/secret"),
+        knock(server.port("http"), None, path="/secret", tls=False),
+    ):
+        assert answer.startswith(b"HTTP/1.1 403 "), answer
+
+
+def test_applications_that_name_two_services_are_refused(serve: Serve) -> None:
+    """One process is one service: judged by the other's intentions, one of them would be open."""
+    app = TWO.replace("MeshNative(books)", 'books.config["MESH_SERVICE"] = "a"\nMeshNative(books)')
+    server = serve(app.format(key="MESH_SERVICE", value="b"), None, listeners=0)
+    assert server.wait_end() != 0
+    (line,) = server.lines
+    assert line == (
+        "mesh_middleware: applications of one process disagree: MESH_SERVICE is 'a' and 'b'"
+    )
