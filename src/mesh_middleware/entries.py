@@ -43,6 +43,9 @@ PREPARE = 1.0
 REFRESH_EVERY = 10.0
 """Seconds between early readings of keys, which any caller with a bad token can ask for."""
 
+_TELL_PROTOCOL = ("service-defaults", "proxy-defaults")
+"""Refused, they do not count as absent: that would mean tcp, on which no token is asked for."""
+
 Spawn = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
 
 
@@ -163,7 +166,8 @@ class EntryWatch:
                 await asyncio.sleep(UNKNOWN_EVERY)
 
         def failed(error: MeshError) -> None:
-            if isinstance(error, AgentRefusedError) and key not in self._entries:
+            refused = isinstance(error, AgentRefusedError) and key not in self._entries
+            if refused and kind not in _TELL_PROTOCOL:
                 self._note("entry_refused", str(error))
                 self._take(key, None)
 

@@ -88,7 +88,8 @@ def mesh_restrict(source: SpiffeId, facts: RequestFacts) -> bool | None:
         facts: the request as it is judged.
 
     Returns:
-        ``False`` denies; anything else is no opinion. Raising denies too.
+        ``False`` denies, ``None`` and ``True`` are no opinion. Anything else, a coroutine say, is
+        an error; and an error denies.
     """
 
 

@@ -46,7 +46,7 @@ class Plugins:
         for plugin in plugins:
             self._manager.register(plugin)
         self._manager.check_pending()
-        self._refuse_coroutines()
+        self._refuse_odd_functions()
         # Asked once: a request whose mesh has no such plugin pays nothing for the hook.
         self.watches_decisions = bool(self._manager.hook.mesh_decision.get_hookimpls())
         self.watches_attempts = bool(self._manager.hook.mesh_attempt.get_hookimpls())
@@ -96,21 +96,30 @@ class Plugins:
             ``False`` as soon as one plugin says so.
 
         Raises:
-            Exception: whatever a plugin raised; the caller denies.
+            Exception: whatever a plugin raised, or that it answered neither yes, no nor nothing;
+                the caller denies.
         """
-        answers = self._manager.hook.mesh_restrict(source=source, facts=facts)
-        return not any(answer is False for answer in answers)
+        for implementation in reversed(self._manager.hook.mesh_restrict.get_hookimpls()):
+            answer = _ask(implementation, source=source, facts=facts)
+            if answer is False:
+                return False
+            if answer is not None and answer is not True:
+                name = implementation.plugin_name
+                raise TypeError(f"plugin {name!r}: mesh_restrict answered {type(answer).__name__}")
+        return True
 
-    def _refuse_coroutines(self) -> None:
-        # A coroutine that nobody awaits is not False: an async mesh_restrict would permit all.
+    def _refuse_odd_functions(self) -> None:
+        # A coroutine that nobody awaits is not False: an async mesh_restrict would permit all. And
+        # a wrapper around the others could take their no back.
         for plugin in self._manager.get_plugins():
             for caller in self._manager.get_hookcallers(plugin) or ():
-                for implementation in caller.get_hookimpls():
-                    if inspect.iscoroutinefunction(implementation.function):
+                for one in caller.get_hookimpls():
+                    is_async = inspect.iscoroutinefunction(one.function)
+                    if is_async or one.wrapper or one.hookwrapper:
                         raise pluggy.PluginValidationError(
-                            implementation.plugin,
-                            f"plugin {implementation.plugin_name!r}: {caller.name} is async; "
-                            "hooks are plain functions",
+                            one.plugin,
+                            f"plugin {one.plugin_name!r}: {caller.name} is "
+                            f"{'async' if is_async else 'a wrapper'}; hooks are plain functions",
                         )
 
     def _tell(self, hook: str, **values: object) -> None:
@@ -118,7 +127,10 @@ class Plugins:
         # not keep another from being told.
         for implementation in reversed(getattr(self._manager.hook, hook).get_hookimpls()):
             try:
-                arguments = {name: values[name] for name in implementation.argnames}
-                implementation.function(**arguments)
+                _ask(implementation, **values)
             except Exception:
                 _log.exception("plugin %s failed in %s", implementation.plugin_name, hook)
+
+
+def _ask(implementation: pluggy.HookImpl, **values: object) -> object:
+    return implementation.function(**{name: values[name] for name in implementation.argnames})
