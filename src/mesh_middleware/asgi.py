@@ -111,7 +111,7 @@ class MeshAuthz:
     def _denied_now(self, peer: Peer | None, scope: Mapping[str, Any]) -> bool:
         mesh = self._door.mesh
         ending = mesh is not None and mesh.ending
-        return ending or not self._door.judge(peer, AsgiFacts(scope)).passes
+        return ending or not self._door.passes_still(peer, AsgiFacts(scope))
 
     def _closing(self, send: Send) -> Send:
         async def watch(message: Message) -> None:

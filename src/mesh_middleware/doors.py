@@ -112,8 +112,13 @@ class Door:
         """The mesh that judges; ``None`` while none runs in this process."""
         return self._mesh or running_mesh()
 
-    def judge(self, peer: Peer | None, facts: RequestFacts) -> Verdict:
-        """Judge one request. Whatever fails here, fails closed."""
+    def judge(self, peer: Peer | None, facts: RequestFacts, *, booked: bool = True) -> Verdict:
+        """
+        Judge one request. Whatever fails here, fails closed.
+
+        Args:
+            booked: whether it counts as a request: not when a live one is judged anew.
+        """
         mesh = self._mesh or running_mesh()
         try:
             if mesh is None or self._exempt or mesh.settings.exempt:
@@ -122,8 +127,8 @@ class Door:
                     return settled
             assert mesh is not None
             if self._shadow or (self._mode or mesh.settings.mode) == "shadow":
-                return self._judge_in_shadow(mesh, peer, facts)
-            found = mesh.decide(peer, facts)
+                return self._judge_in_shadow(mesh, peer, facts, booked)
+            found = mesh.decide(peer, facts, booked=booked)
             if found.allowed:
                 return self._pass(peer, found, mesh)
             if peer is None:
@@ -132,6 +137,10 @@ class Door:
         except Exception:
             _log.exception("judging failed; the request is denied")
             return Verdict(False, Caller(peer, _ERROR, mesh))
+
+    def passes_still(self, peer: Peer | None, facts: RequestFacts) -> bool:
+        """Judge anew a request that was let in; it is booked again only when it has to end."""
+        return self.judge(peer, facts, booked=False).passes or self.judge(peer, facts).passes
 
     def close(self) -> None:
         """The server ends: leave the mesh, unless it was given and is its giver's to end."""
@@ -165,8 +174,12 @@ class Door:
             return False
         return path in self._exempt or (mesh is not None and path in mesh.settings.exempt)
 
-    def _judge_in_shadow(self, mesh: Mesh, peer: Peer | None, facts: RequestFacts) -> Verdict:
-        found = mesh.decide(peer, facts, lambda denial: self._in_shadow(mesh, facts, denial))
+    def _judge_in_shadow(
+        self, mesh: Mesh, peer: Peer | None, facts: RequestFacts, booked: bool
+    ) -> Verdict:
+        found = mesh.decide(
+            peer, facts, lambda denial: self._in_shadow(mesh, facts, denial), booked=booked
+        )
         passes = found.allowed or self._in_shadow(mesh, facts, found)
         if not passes:
             self._tell_plain(peer)

@@ -346,6 +346,8 @@ class Mesh(Calling):
         peer: Peer | None,
         facts: RequestFacts,
         shadow: Callable[[Decision], bool] | None = None,
+        *,
+        booked: bool = True,
     ) -> Decision:
         """
         Judge one request. Waits for nothing.
@@ -354,9 +356,10 @@ class Mesh(Calling):
             peer: who sent it, from the connection that carried it; ``None`` without an identity.
             facts: the request.
             shadow: tells of a denial whether the request passes all the same, for the books.
+            booked: whether the verdict is counted, logged and told to plugins.
 
         Returns:
-            The verdict with its reason; also counted, logged and told to plugins.
+            The verdict with its reason.
         """
         # One function, since each request pays for every call: the rules in order, then the books.
         snapshot = self._belief.snapshot
@@ -377,6 +380,8 @@ class Mesh(Calling):
                 verdict = policy.decide(peer.id, facts)
                 if verdict.allowed and self._plugins.restricts:
                     verdict = self._restricted(peer, facts) or verdict
+        if not booked:
+            return verdict
         counts, reason = self.counts, verdict.reason
         counts[reason] = counts.get(reason, 0) + 1
         if not verdict.allowed:

@@ -1,23 +1,28 @@
 """
 The door of WSGI applications.
 
-Owns the translation of an environ into facts and of refusals into answers. On Hypercorn the
-environ is what the application sees, so it is what is judged (design 3.3).
+Owns the translation of an environ into facts and of refusals into answers, and the end of answers
+that outlast their verdict. On Hypercorn the environ is what the application sees, so it is what is
+judged (design 3.3).
 """
 
 from __future__ import annotations
 
+import asyncio
 import sys
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
 from http.client import responses
 from typing import Any
 
 from .answers import refusal
+from .certificates import Peer
 from .config import Mode
 from .doors import Door, claim_headers
-from .gate import current_peer
+from .gate import current_peer, current_standing
 from .intentions import WsgiFacts
 from .mesh import Mesh
+from .snapshot import Snapshot
 from .trace import remember_trace
 
 Environ = dict[str, Any]
@@ -26,6 +31,10 @@ App = Callable[[Environ, StartResponse], Iterable[bytes]]
 
 KEY = "mesh_middleware.caller"
 """Where the environ holds the `mesh_middleware.doors.Caller`."""
+
+LOOK_EVERY = 1.0
+"""Seconds after which a piece of an answer is judged although the snapshot is the same: a peer's
+certificate may have expired, its root may have been dropped, a plugin may say no now."""
 
 
 class MeshAuthzWSGI:
@@ -76,7 +85,78 @@ class MeshAuthzWSGI:
             if value is not None:
                 environ[key] = value
         remember_trace(_trace(environ))
-        return self.app(environ, start_response)
+        if peer is None:
+            return self.app(environ, start_response)
+        judged = dict(environ)
+        answer = self.app(environ, start_response)
+        if isinstance(answer, list | tuple):
+            return answer
+        return _Pieces(answer, self._door, peer, judged)
+
+
+class _Pieces:
+    """
+    An answer in pieces, cut before the first that its caller may not have any more.
+
+    A policy changes, a certificate expires, a root is dropped while an answer goes on for hours.
+    The thread that makes it cannot be cancelled; what it makes can be kept from the caller.
+
+    Args:
+        answer: the application's.
+        door: judged the request, and judges it again.
+        peer: who sent it.
+        environ: as it was judged; the application may have changed its own.
+    """
+
+    __slots__ = (
+        "_answer",
+        "_door",
+        "_due",
+        "_environ",
+        "_parts",
+        "_peer",
+        "_snapshot",
+        "_standing",
+    )
+
+    def __init__(self, answer: Iterable[bytes], door: Door, peer: Peer, environ: Environ) -> None:
+        self._answer, self._parts = answer, iter(answer)
+        self._door, self._peer, self._environ = door, peer, environ
+        self._standing = current_standing()
+        self._snapshot: Snapshot | None = None
+        self._due = time.monotonic() + LOOK_EVERY
+        if door.mesh is not None:
+            self._snapshot = door.mesh.snapshot
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        part = next(self._parts)
+        if self._is_over():
+            if self._environ.get("SERVER_PROTOCOL") == "HTTP/2":
+                raise StopIteration  # its clients would wait for ever for a last frame
+            # An end without the last chunk tells a cut answer from a complete one. Hypercorn,
+            # which alone gives a peer here, takes a cancellation without a word.
+            raise asyncio.CancelledError
+        return part
+
+    def _is_over(self) -> bool:
+        mesh, now = self._door.mesh, time.monotonic()
+        if mesh is None:
+            return True
+        if mesh.snapshot is self._snapshot and now < self._due:
+            return False
+        self._snapshot, self._due = mesh.snapshot, now + LOOK_EVERY
+        if mesh.ending or (self._standing is not None and self._standing.over()):
+            return True
+        return not self._door.passes_still(self._peer, WsgiFacts(self._environ))
+
+    def close(self) -> None:
+        """Close the application's answer, as PEP 3333 asks."""
+        close = getattr(self._answer, "close", None)
+        if close is not None:
+            close()
 
 
 def _trace(environ: Environ) -> list[tuple[bytes, bytes]]:

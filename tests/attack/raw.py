@@ -94,15 +94,19 @@ class Frames:
     def until(self, *streams: int) -> None:
         """Read until these streams are complete, or anything is cut."""
         while not self.lost and not self.ended.issuperset(streams):
-            try:
-                data = self._socket.recv(65536)
-            except (ConnectionError, ssl.SSLError):
-                data = b""
-            self.lost = self.lost or not data
-            for event in self.h2.receive_data(data):
-                self._take(event)
-            if not self.lost:
-                self.flush()
+            self.read()
+
+    def read(self) -> None:
+        """Read once."""
+        try:
+            data = self._socket.recv(65536)
+        except (ConnectionError, ssl.SSLError):
+            data = b""
+        self.lost = self.lost or not data
+        for event in self.h2.receive_data(data):
+            self._take(event)
+        if not self.lost:
+            self.flush()
 
     def _take(self, event: Any) -> None:
         if isinstance(event, h2.events.ResponseReceived):
