@@ -215,7 +215,7 @@ class Tokens:
                 values = [v for line in lines for v in _cookies(line, location.name)]
                 yield from ((v, b"") for v in values[:1])
             else:
-                header = location.name.lower().encode()
+                header = location.name.encode().lower()
                 for line in () if header in gone else self._lines(header):
                     before, prefix, rest = line.partition(location.prefix or "\0")
                     if location.prefix and prefix:
@@ -236,7 +236,7 @@ class Tokens:
                 yield from self._parameters(location.name)
                 continue
             cookie = location.kind == "cookie"
-            header = b"cookie" if cookie else location.name.lower().encode()
+            header = b"cookie" if cookie else location.name.encode().lower()
             for line in self._every_line(header):
                 if cookie:
                     yield from _cookies(line, location.name)

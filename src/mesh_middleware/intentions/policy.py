@@ -363,7 +363,7 @@ def _named_providers(intentions: Iterable[Intention]) -> tuple[str, ...]:
 
 def _token_headers(providers: Iterable[JwtProvider]) -> frozenset[bytes]:
     return frozenset(
-        place.name.lower().encode()
+        place.name.encode().lower()
         for provider in providers
         if not provider.forward
         for place in provider.locations
