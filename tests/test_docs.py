@@ -254,3 +254,20 @@ def test_every_option_of_a_command_is_in_the_reference() -> None:
             if opt.startswith("--") and opt != "--help" and not re.search(rf"`{opt}[` ]", text)
         ]
     assert lacking == []
+
+
+def test_every_test_that_a_page_names_exists() -> None:
+    """A claim is worth the test behind it: file and function are there."""
+    named = [
+        (str(page.relative_to(ROOT)), *found)
+        for page in PAGES
+        for found in re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", page.read_text("utf-8"))
+    ]
+    assert len([test for _, _, test in named if test]) > 60
+    missing = [
+        f"{page}: {file}::{test}"
+        for page, file, test in named
+        if not (ROOT / file).exists()
+        or (test and not re.search(rf"^(async )?def {test}\(", (ROOT / file).read_text(), re.M))
+    ]
+    assert missing == []
