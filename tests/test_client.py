@@ -464,6 +464,21 @@ def test_answer_that_does_not_come_in_time_is_given_up(
     run(scenario())
 
 
+def test_held_answer_that_drips_is_given_up_like_any_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Five minutes are for the agent's silence, not for a body that has begun to come."""
+    monkeypatch.setattr(client_module, "ANSWER_TIMEOUT", 0.3)
+
+    async def scenario() -> None:
+        async with agent(_dripping) as running, client(running.url) as asking:
+            with pytest.raises(AgentUnavailableError) as caught:
+                await asyncio.wait_for(asking.ask(QUESTION, index=7, wait=300.0), 3.0)
+            assert caught.value.code == "agent_stalled"
+
+    run(scenario())
+
+
 def test_client_goes_on_after_every_failure() -> None:
     """One client for the life of the process: no failure spoils the next question."""
 

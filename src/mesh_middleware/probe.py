@@ -9,6 +9,7 @@ Owns when it is asked: at the start, when the agent was away or lost its state, 
 from __future__ import annotations
 
 import asyncio
+import random
 
 from .belief import Belief
 from .config import Settings
@@ -62,7 +63,8 @@ class DefaultProbe:
                 found = await self._follower.lookout.attempt(self._discover())
                 self._belief.take_default(found)
                 self._follower.well("default policy")
-                failures, pause = 0, PROBE_EVERY
+                # A thousand apps that were started together do not ask together for ever.
+                failures, pause = 0, PROBE_EVERY * random.uniform(0.9, 1.1)
             except AgentReturnedError:
                 pause = 0.0
             except Exception as caught:

@@ -33,7 +33,7 @@ from .lookout import SUSPECT_AFTER, Lookout
 CONNECT_TIMEOUT = 5.0
 """Seconds to reach the agent, which is on this machine or near."""
 ANSWER_TIMEOUT = 10.0
-"""Seconds for an answer that does not block."""
+"""Seconds for an answer that does not block; and for the body of one that did."""
 STALLED = "agent_stalled"
 LOST = frozenset({AgentUnavailableError.code, STALLED})
 """Codes of trouble in which the agent may be gone, rather than say no."""
@@ -131,7 +131,7 @@ class ConsulClient:
         try:
             # httpx limits the time of each read: an answer that drips would never end.
             async with (
-                asyncio.timeout(timeout),
+                asyncio.timeout(timeout) as limit,
                 self._http.stream(
                     question.method,
                     question.path,
@@ -142,10 +142,12 @@ class ConsulClient:
                     extensions=self._extensions,
                 ) as response,
             ):
+                # What a held question waits for has come: the rest is an answer like any other.
+                limit.reschedule(asyncio.get_running_loop().time() + ANSWER_TIMEOUT)
                 content = await self._read(response)
         except TimeoutError:
             raise AgentUnavailableError(
-                f"{self._settings.agent}: no answer within {timeout:g} s", STALLED
+                f"{self._settings.agent}: no whole answer in time", STALLED
             ) from None
         except (httpx.HTTPError, OSError) as error:
             reason = str(error) or type(error).__name__
