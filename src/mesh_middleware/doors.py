@@ -211,12 +211,11 @@ def claim_headers(caller: Caller) -> Mapping[str, str | None]:
 
     Source: Consul, jwt-provider, "Forwarding"; reference 8.
     """
-    mesh = caller.mesh
-    providers = mesh.snapshot.conditions.providers if mesh is not None else ()
-    if not providers:
+    conditions = caller.mesh.snapshot.conditions if caller.mesh is not None else None
+    if conditions is None or not (conditions.providers or conditions.withheld):
         return _NO_HEADERS
-    found: dict[str, str | None] = {}
-    for provider in providers:
+    found: dict[str, str | None] = dict.fromkeys(conditions.withheld)
+    for provider in conditions.providers:
         if provider.forward_header:
             claims = caller.claims.get(provider.name)
             value = None if claims is None else _payload(claims, provider.forward_padded)

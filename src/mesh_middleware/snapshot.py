@@ -25,11 +25,13 @@ class Conditions:
         protocol: of this service in Consul; ``tcp`` judges identities only.
         normalization: what proxies of this mesh do to requests.
         providers: jwt-providers that intentions name, with the keys at hand.
+        withheld: headers of providers that cannot be read: what callers send there is taken out.
     """
 
     protocol: str = "http"
     normalization: Normalization = Normalization()
     providers: tuple[JwtProvider, ...] = ()
+    withheld: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,13 +8,14 @@ from typing import Any
 import pluggy
 import pytest
 
-from mesh_middleware import Mesh
+from mesh_middleware import Mesh, MeshAuthz
 from mesh_middleware.dev import DevAgent
 from mesh_middleware.identity import ServiceId, SpiffeId
 from mesh_middleware.intentions import HttpFacts, RequestFacts
 from mesh_middleware.plugins import Plugins, hookimpl
 
 from ..support.certs import TRUST_DOMAIN
+from ..support.doors import App, Exchange, Inside
 from ..test_entries import PATIENCE, Issuer, decide, demand
 
 ORDER = ServiceId(TRUST_DOMAIN, "default", "dc1", "order")
@@ -36,6 +37,24 @@ def test_a_protocol_that_may_not_be_read_is_not_tcp(entry: str, agent: DevAgent)
         assert decide(mesh).reason == "no_policy"
         assert mesh.status()["troubles"].keys() == {entry}
         fault.end()
+
+
+@pytest.mark.parametrize("keys", [{"Local": {"JWKS": "%%%"}}, {"Local": {}, "Strange": 1}])
+def test_claims_of_a_provider_that_cannot_be_read_cannot_be_forged(keys: dict[str, Any]) -> None:
+    """Whoever needs no token must not write what another's verified token would say."""
+    with Inside() as inside:
+        inside.agent.set_protocol("tax", "http")
+        forwarding = {"HeaderName": "X-Claims"}
+        inside.agent.put_entry(Issuer.entry(**keys) | {"Forwarding": forwarding})
+        jwt = {"Providers": [{"Name": "okta"}]}
+        permission = {"Action": "allow", "HTTP": {"PathPrefix": "/"}, "JWT": jwt}
+        inside.agent.permissions("order", "tax", [permission])
+        app, lines = App(), [(b"host", b"tax"), (b"x-claims", b"forged"), (b"x_claims", b"forged")]
+        assert inside.mesh.wait_for(lambda s: s.conditions.withheld == ("x-claims",), PATIENCE)
+        exchange = Exchange("/", headers=lines)
+        inside.run(lambda: exchange.through(MeshAuthz(app, mesh=inside.mesh)))
+        assert exchange.status == 200
+        assert app.scopes[0]["headers"] == [(b"host", b"tax")]
 
 
 class Later:

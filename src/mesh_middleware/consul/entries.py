@@ -129,6 +129,7 @@ def parse_conditions(entries: Mapping[str, object], keys: Mapping[str, KeySet]) 
         AgentAnswerError: protocol or normalization cannot be read.
     """
     providers, sources, unread = [], {}, {}
+    withheld: list[str] = []
     for key, entry in sorted(entries.items()):
         kind, _, name = key.partition(" ")
         if kind != "jwt-provider" or entry is None:
@@ -137,6 +138,7 @@ def parse_conditions(entries: Mapping[str, object], keys: Mapping[str, KeySet]) 
             read = parse_provider(entry)
         except AgentAnswerError as error:
             unread[name] = str(error)
+            withheld += _forward_header(entry)
             continue
         provider = read.provider
         if read.source is not None:
@@ -147,6 +149,7 @@ def parse_conditions(entries: Mapping[str, object], keys: Mapping[str, KeySet]) 
         parse_protocol(entries.get("service-defaults"), entries.get("proxy-defaults")),
         parse_normalization(entries.get("mesh")),
         tuple(providers),
+        tuple(withheld),
     )
     return ReadEntries(conditions, sources, unread)
 
@@ -238,6 +241,13 @@ def parse_provider(entry: object) -> ProviderEntry:
         forward_padded=forwarding.get("PadForwardPayloadHeader") is True,
     )
     return ProviderEntry(provider, source)
+
+
+def _forward_header(entry: object) -> list[str]:
+    """Find the header that hands claims over, in an entry of which something else is unreadable."""
+    forwarding = entry.get("Forwarding") if isinstance(entry, Mapping) else None
+    name = forwarding.get("HeaderName") if isinstance(forwarding, Mapping) else None
+    return [name.lower()] if isinstance(name, str) and name else []
 
 
 def _keys(value: object) -> tuple[KeySet | None, KeySource | None]:
