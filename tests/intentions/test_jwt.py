@@ -307,6 +307,17 @@ def test_a_demand_is_enforced_under_a_default_of_allow() -> None:
     assert ask(judge(default_allow=True, reading="envoy")).allowed
 
 
+def test_a_demand_is_enforced_on_a_service_that_consul_takes_for_tcp() -> None:
+    """Consul has it ignored there; `strict` does not, where there is a request to ask it of."""
+    verdict = ask(judge(protocol="tcp"))
+    assert (verdict.reason, verdict.readings) == (Reason.JWT_MISSING, ("jwt",))
+    assert show(VAULT.token("role-user"), protocol="tcp").allowed
+    assert judge(protocol="tcp").may_connect(source())
+    assert judge(protocol="tcp").decide_connection(source()).allowed
+    assert ask(judge(protocol="tcp", reading="envoy")).allowed
+    assert ask(judge(protocol="tcp", reading="envoy", default_allow=True)).allowed
+
+
 @pytest.mark.parametrize("default", [True, False])
 @pytest.mark.parametrize("reading", ["strict", "envoy"])
 @pytest.mark.parametrize("action", ["allow", "deny"])

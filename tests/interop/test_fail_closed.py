@@ -355,8 +355,12 @@ UNREADABLE = {
 }
 
 
-def test_a_source_whose_rule_cannot_be_read_is_denied(agent: DevAgent, serve: Serve) -> None:
+@pytest.mark.parametrize("protocol", ["http", "tcp"])
+def test_a_source_whose_rule_cannot_be_read_is_denied(
+    protocol: str, agent: DevAgent, serve: Serve
+) -> None:
     """Each for its own flaw, under a default allow; the others are judged as before."""
+    agent.set_protocol("tax", protocol)
     with Told(agent, [*UNREADABLE.values(), item("fine", Action="allow")]):
         server = serve(STARLETTE)
         for name in UNREADABLE:
@@ -366,7 +370,9 @@ def test_a_source_whose_rule_cannot_be_read_is_denied(agent: DevAgent, serve: Se
             assert body(knock(server.port(), "".join(agent.issue(name))))["calls"] == number
         server.stop()
     reasons = dict(re.findall(r"/svc/([a-z]+): ([a-z_]+) ", server.output))
-    assert reasons["criterion"] == reasons["second"] == "unknown_field"
+    unread = "unknown_field" if protocol == "http" else "permissions_on_connection"
+    assert reasons["criterion"] == reasons["second"] == unread
+    assert reasons["token"].startswith("jwt_")
     assert reasons["action"] == reasons["noaction"] == "unknown_action"
 
 

@@ -125,7 +125,7 @@ class Policy:
             return self._refuse_stranger(source) if source else decision(Reason.NO_PEER)
         program = self._programs.get((source.name, source.namespace, source.partition))
         if program is None:
-            program = self._program(source, connection=self.protocol == "tcp")
+            program = self._program(source)
         if program.decision is not None:
             return program.decision
         return program.judge(facts)
@@ -138,7 +138,7 @@ class Policy:
         """
         if type(source) is not ServiceId or source.trust_domain != self.trust_domain:
             return self._refuse_stranger(source) if source else decision(Reason.NO_PEER)
-        answer = self._program(source, connection=True).decision
+        answer = self._program(source, requests=False).decision
         assert answer is not None
         return answer
 
@@ -146,7 +146,7 @@ class Policy:
         """Tell whether any request of *source* could be allowed: for refusing early."""
         if type(source) is not ServiceId or source.trust_domain != self.trust_domain:
             return False
-        answer = self._program(source, connection=self.protocol == "tcp").decision
+        answer = self._program(source).decision
         return answer is None or answer.allowed
 
     def candidates(self, source: ServiceId) -> Candidates:
@@ -195,9 +195,8 @@ class Policy:
         """Judge as Envoy does, by rules that may or may not match the text of a SPIFFE ID."""
         found = sorted(filter(self._matcher(uri), self._groups.values()), key=order)
         envoy = Candidates(None, sources.standing(found))
-        connection = facts is None or self.protocol == "tcp"
         terms = replace(self._terms, reading="envoy")
-        program = self._compile(envoy, connection, terms)
+        program = self._compile(envoy, facts is not None, terms)
         if program.decision is not None:
             return program.decision
         assert facts is not None
@@ -210,8 +209,8 @@ class Policy:
             return decision(Reason.FOREIGN_TRUST_DOMAIN)
         return decision(Reason.PEER_NOT_SERVICE)
 
-    def _program(self, source: ServiceId, *, connection: bool) -> Program:
-        known = self._connections if connection else self._programs
+    def _program(self, source: ServiceId, *, requests: bool = True) -> Program:
+        known = self._programs if requests else self._connections
         own, namespace, _ = sources.keys_of(source)
         # Names without an intention of their own share the program of the wildcard above them:
         # what is kept is bounded by the intentions, not by the callers. Odd names break that.
@@ -222,11 +221,12 @@ class Policy:
         if program is None:
             if self._odd and len(known) > MAX_STRANGERS:
                 known.clear()
-            program = known[key] = self._compile(self.candidates(source), connection)
+            program = known[key] = self._compile(self.candidates(source), requests)
         return program
 
-    def _compile(self, found: Candidates, connection: bool, terms: Terms | None = None) -> Program:
+    def _compile(self, found: Candidates, requests: bool, terms: Terms | None = None) -> Program:
         terms = terms or self._terms
+        connection = not requests or self.protocol == "tcp"
         if self._fatal is not None:
             return _constant(terms, self._fatal)
         for intention in found.all:
@@ -239,7 +239,7 @@ class Policy:
         for intention in found.all:
             if intention.allow is None and not connection:
                 tables[id(intention)] = self._table(intention)
-        return Program(found, terms, tables, connection=connection)
+        return Program(found, terms, tables, connection=connection, requests=requests)
 
     def _table(self, intention: Intention) -> PathTable:
         table = self._tables.get(intention)
@@ -266,7 +266,7 @@ class Policy:
 
 
 def _constant(terms: Terms, answer: Decision) -> Program:
-    program = Program(Candidates(None, ()), terms, {}, connection=True)
+    program = Program(Candidates(None, ()), terms, {}, connection=True, requests=False)
     program.decision = answer
     return program
 

@@ -72,6 +72,8 @@ class Program:
         terms: what all sources share.
         tables: permissions of each intention in *found* that has some, by `id`.
         connection: whether connections are judged, where permissions count as denials.
+        requests: whether there are requests nevertheless, so that tokens can be demanded: a
+            service that Consul takes for tcp still speaks HTTP to us.
     """
 
     __slots__ = (
@@ -94,6 +96,7 @@ class Program:
         tables: Mapping[int, PathTable],
         *,
         connection: bool = False,
+        requests: bool = True,
     ) -> None:
         self.found = found
         self._connection = connection
@@ -107,12 +110,16 @@ class Program:
         self._asked = found.envoy if envoy else found.strict(cautious)
         self._simple = not envoy and found.simple
         self._lone = self._find_lone()
-        self.decision: Decision | None = self._beforehand()
+        self.decision: Decision | None = self._beforehand(requests)
 
-    def _beforehand(self) -> Decision | None:
+    def _beforehand(self, requests: bool) -> Decision | None:
         """Decide now, where no request matters."""
-        if not self._connection and any(i.allow is None or i.jwt for i in self.found.all):
-            return None
+        # Consul has tokens ignored on tcp; only the strict reading asks for them all the same.
+        paths_count = not self._connection
+        tokens_count = paths_count or (requests and self._terms.reading == "strict")
+        for one in self.found.all:
+            if (paths_count and one.allow is None) or (tokens_count and one.jwt):
+                return None
         nowhere = (paths.Reading("normalized", b"/"),)
         return self._conclude(self._outcome(b"GET", nowhere, nowhere), None)
 

@@ -74,6 +74,8 @@ def walk(
     if connection or intention.allow is not None:
         reason = _ACTIONS[intention.allow]
         verdict = Verdict(reason.allows, reason)
+        if connection and not doubt:
+            return verdict  # as Consul has it: tokens do not count on tcp
         return _with_tokens(verdict, intention.jwt, default, request, doubt)
     doubts: set[str] = set()
     for step in branch.steps:
