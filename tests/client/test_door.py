@@ -761,3 +761,42 @@ def test_the_trace_of_the_request_served_is_passed_on(
         copy_context().run(call)
     lines = heads[0].split(b"\r\n")
     assert [line for line in lines if line.lower().startswith(b"trace")] == seen
+
+
+@pytest.mark.parametrize(
+    ("base", "url", "params"),
+    [
+        ("", "https://tax/rates?y=1#top", None),
+        ("https://tax/v1", "/rates", None),
+        ("https://tax/v1/", "rates?y=1", None),
+        ("https://tax/v1", "rates?y=1", {"z": "2"}),
+        ("https://tax/v1", "https://other/a b/%2f/ä", None),
+        ("https://tax", "", None),
+        ("", httpx.URL("mesh://tax/x"), {"a": ["1", "2"]}),
+        ("https://tax", "/long" + "x" * 1000, None),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_urls_are_read_as_httpx_reads_them(
+    mesh: StaticMesh, base: str, url: httpx.URL | str, params: Any
+) -> None:
+    """What is kept of a URL is what httpx made of it, with every base URL and parameter."""
+    with httpx.Client(base_url=base) as stock, Client(mesh, base_url=base) as ours:
+        for both in ({}, {"params": params}, {}, {"params": {"other": "1"}}):
+            wanted = stock.build_request("GET", url, **both).url
+            assert ours.build_request("GET", url, **both).url == wanted
+        for client in (stock, ours):
+            client.params = httpx.QueryParams({"always": "1"})
+        assert ours.build_request("GET", url).url == stock.build_request("GET", url).url
+        for client in (stock, ours):
+            client.params, client.base_url = httpx.QueryParams(), httpx.URL("https://elsewhere/x")
+        assert ours.build_request("GET", url).url == stock.build_request("GET", url).url
+
+
+def test_what_is_kept_of_urls_is_bounded(mesh: StaticMesh) -> None:
+    """A URL of its own for every call, and long ones, do not pile up."""
+    with Client(mesh) as client:
+        for number in range(1000):
+            client.build_request("GET", f"https://tax/{number}")
+            client.build_request("GET", f"https://tax/{number}" + "x" * 300)
+        assert 0 < len(client._urls._read) <= 256

@@ -17,6 +17,11 @@ from .library import httpx
 from .transport import DEFAULT_LIMITS, AsyncMeshTransport, MeshTransport
 from .upstreams import MeshLike
 
+MAX_READ = 256
+"""URLs that are kept as they were read."""
+MAX_LENGTH = 256
+"""Characters of a URL that is kept."""
+
 _NOT_OURS = {
     "verify": "the mesh's roots and the upstream's SPIFFE ID are what is verified",
     "cert": "the leaf from the agent is what is shown",
@@ -73,7 +78,7 @@ class Client(httpx.Client):
         }
         main = ours if transport is None else _Beside(ours, transport)
         super().__init__(transport=main, mounts=carried, trust_env=False, **options)
-        self._ours = ours
+        self._ours, self._urls = ours, _Urls()
         self._kept = _Cookies(options.get("cookies"))
 
     @property
@@ -84,6 +89,15 @@ class Client(httpx.Client):
     @cookies.setter
     def cookies(self, cookies: Any) -> None:
         self._kept = _Cookies(cookies)
+
+    def build_request(self, method: str, url: httpx.URL | str, **options: Any) -> httpx.Request:
+        """Build a request, as httpx does."""
+        base = self.base_url
+        known = self._urls.find(url, base)
+        request = super().build_request(method, known, **options)
+        if known is url and not (options.get("params") or self.params):
+            self._urls.keep(url, base, request.url)
+        return request
 
     def close(self) -> None:
         """Close every connection; the mesh goes on."""
@@ -144,7 +158,7 @@ class AsyncClient(httpx.AsyncClient):
         }
         main = ours if transport is None else _AsyncBeside(ours, transport)
         super().__init__(transport=main, mounts=carried, trust_env=False, **options)
-        self._ours = ours
+        self._ours, self._urls = ours, _Urls()
         self._kept = _Cookies(options.get("cookies"))
 
     @property
@@ -155,6 +169,15 @@ class AsyncClient(httpx.AsyncClient):
     @cookies.setter
     def cookies(self, cookies: Any) -> None:
         self._kept = _Cookies(cookies)
+
+    def build_request(self, method: str, url: httpx.URL | str, **options: Any) -> httpx.Request:
+        """Build a request, as httpx does."""
+        base = self.base_url
+        known = self._urls.find(url, base)
+        request = super().build_request(method, known, **options)
+        if known is url and not (options.get("params") or self.params):
+            self._urls.keep(url, base, request.url)
+        return request
 
     async def aclose(self) -> None:
         """Close every connection; the mesh goes on."""
@@ -169,6 +192,31 @@ class AsyncClient(httpx.AsyncClient):
     ) -> None:
         await super().__aexit__(exc_type, exc_value, traceback)
         await self._ours.aclose()
+
+
+class _Urls:
+    """
+    URLs as httpx read them: that costs a tenth of a call, and a service calls the same ones again.
+
+    What was merged with a base URL is kept as long as that is the client's.
+    """
+
+    def __init__(self) -> None:
+        self._base: httpx.URL | None = None
+        self._read: dict[str, httpx.URL] = {}
+
+    def find(self, url: httpx.URL | str, base: httpx.URL) -> httpx.URL | str:
+        """What *url* was read as, if it is known, else *url*."""
+        if base is not self._base:
+            self._base, self._read = base, {}
+        return self._read.get(url, url) if isinstance(url, str) else url
+
+    def keep(self, url: httpx.URL | str, base: httpx.URL, read: httpx.URL) -> None:
+        """Keep what *url* was read as."""
+        if isinstance(url, str) and len(url) <= MAX_LENGTH and base is self._base:
+            if len(self._read) >= MAX_READ:
+                self._read = {}
+            self._read[url] = read
 
 
 class _Cookies(httpx.Cookies):
