@@ -8,7 +8,7 @@ of several, is in `registration`.
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import logging
 from collections.abc import Callable
 from datetime import datetime
 
@@ -18,6 +18,8 @@ from .consul.client import ConsulClient
 from .consul.lookout import AgentReturnedError
 from .following import Follower, wait_at_most
 from .registration import BEATS_PER_TTL, OwnerLock, Registration
+
+_log = logging.getLogger("mesh_middleware.registration")
 
 TAKEOVER_EVERY = 1.0
 """Seconds between attempts of a worker that is not the owner to become it."""
@@ -93,9 +95,15 @@ class Keeper:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task], timeout=1.0)
-        with contextlib.suppress(TimeoutError):
+        try:
             async with asyncio.timeout(LEAVE_TIMEOUT):
                 await self._registration.end(hand_over=hand_over)
+        except TimeoutError:
+            _log.warning(
+                "deregistration of %s: no answer within %g s; its check turns critical by itself",
+                self._settings.instance_id,
+                LEAVE_TIMEOUT,
+            )
 
     async def _keep(self, registration: Registration) -> None:
         failures = 0

@@ -159,7 +159,8 @@ class Registration:
             try:
                 with contextlib.suppress(AgentError):
                     await self._report("critical", "the service is stopping")
-                await self._client.ask(wire.deregister_question(self._settings))
+                answer = await self._client.ask(wire.deregister_question(self._settings))
+                _expect_200(answer.status, answer.body)
                 if sent:
                     self._told(False)
             except AgentError as error:
