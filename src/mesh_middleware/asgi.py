@@ -16,7 +16,7 @@ from typing import Any
 from .answers import refusal
 from .certificates import Peer
 from .config import Mode
-from .doors import Door, claim_headers
+from .doors import Caller, Door, claim_headers
 from .gate import current_peer
 from .intentions import AsgiFacts, Decision
 from .live import Ended, LiveRequests
@@ -77,17 +77,13 @@ class MeshAuthz:
             await _refuse(scope, receive, send, verdict.decision)
             return
         caller = verdict.caller
-        inner = dict(scope)
-        inner["state"] = {**scope.get("state", {}), "mesh": caller}
-        if handed := claim_headers(caller):
-            inner["headers"] = _replaced(scope["headers"], handed)
         if caller.mesh is not self._heard and caller.mesh is not None:
             self._heard = caller.mesh
             caller.mesh.after_change(self._live.sweep_soon)
         remember_trace(scope["headers"])
         plain = kind == "http" and scope.get("http_version") != "2"
         end = None if plain else _Ending(scope, send)
-        work = self.app(inner, receive, send if end is None else end.send)
+        work = self.app(_seen(scope, caller), receive, send if end is None else end.send)
         live = self._live
         task = live.enter(peer, scope)
         try:
@@ -120,6 +116,15 @@ class MeshAuthz:
             await send(message)
 
         return watch
+
+
+def _seen(scope: Scope, caller: Caller) -> Scope:
+    """The scope as the application sees it."""
+    inner = dict(scope)
+    inner["state"] = {**scope.get("state", {}), "mesh": caller}
+    if handed := claim_headers(caller):
+        inner["headers"] = _replaced(scope["headers"], handed)
+    return inner
 
 
 def _replaced(
