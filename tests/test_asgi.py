@@ -92,6 +92,7 @@ UNSOUND = {
     "control byte": {"raw_path": b"/open/\x01who"},
     "space": {"raw_path": b"/open/w ho"},
     "not ASCII": {"raw_path": b"/open/wh\xf6"},
+    "escaped NUL": {"raw_path": b"/open/who%00", "path": "/open/who\0"},
     "hidden, and no slash": {"raw_path": None, "path": "open/who"},
     "hidden, and NUL": {"raw_path": None, "path": "/open/who\0"},
 }

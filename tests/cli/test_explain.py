@@ -249,6 +249,15 @@ def test_on_tcp_permissions_deny(run: Run, file: str) -> None:
     assert (found["reason"], found["protocol"]) == ("permissions_on_connection", "tcp")
 
 
+def test_on_tcp_strict_asks_for_tokens_as_it_does_live(run: Run, tmp_path: Path) -> None:
+    """Consul has tokens ignored on tcp, and so does ``envoy``."""
+    rules = [rule("api", Action="allow", JWT={"Providers": [{"Name": "okta"}]})]
+    words = ("api", "GET", "/", "--protocol", "tcp")
+    words += ("--intentions", write(tmp_path, {"web": rules}))
+    assert told(run, *words)["reason"] == "jwt_unknown_provider"
+    assert told(run, *words, "--reading", "envoy")["reason"] == "intention_allow"
+
+
 def test_a_list_of_intentions_will_do(run: Run, tmp_path: Path) -> None:
     """The form of the list endpoint: those about the service count."""
     file = write(tmp_path, [*RULES, rule("api", "db", Action="deny")])

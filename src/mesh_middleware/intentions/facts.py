@@ -19,6 +19,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
+from .paths import has_nul
 from .wire import split_target
 
 Header = tuple[bytes, bytes]
@@ -88,7 +89,8 @@ class RequestFacts(ABC):
         """
         target = self.target
         if target is not None:
-            return split_target(target) is not None
+            parts = split_target(target)
+            return parts is not None and not has_nul(parts.path)
         path = self.path
         return path.startswith(b"/") and b"\0" not in path and not self.odd_query
 
@@ -197,7 +199,7 @@ class AsgiFacts(RequestFacts):
         raw, query = scope.get("raw_path"), scope["query_string"]
         # What nearly every request is takes one look.
         if raw and _TARGET.fullmatch(raw) and (not query or _QUERY.fullmatch(query)):
-            return True
+            return not has_nul(raw)
         return RequestFacts.sound.fget(self)  # type: ignore[attr-defined,no-any-return]
 
     @property

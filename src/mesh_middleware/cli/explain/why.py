@@ -153,11 +153,13 @@ def explain(given: Given, reading: str, source: str, request: HttpFacts) -> Expl
     )
     uri = source if "://" in source else _uri(source, given.trust_domain)
     connection = given.protocol == "tcp"
-    verdict = judge(policy, uri, None if connection else request, given.normalization)
+    # Envoy judges a connection then; strict asks for tokens all the same.
+    asked = None if connection and name == "envoy" else request
+    verdict = judge(policy, uri, asked, given.normalization)
     found = _candidates(policy, uri)
     decider = verdict.intention
     views = _views(given, request, name) if not connection and verdict.reason not in UNASKED else ()
-    asked, says = _ask_permissions(decider, request, views, verdict, given)
+    permissions, says = _ask_permissions(decider, request, views, verdict, given)
     return Explanation(
         given,
         reading,
@@ -166,7 +168,7 @@ def explain(given: Given, reading: str, source: str, request: HttpFacts) -> Expl
         verdict,
         decider,
         _default_used(verdict),
-        asked,
+        permissions,
         _readings(views, says),
         tuple((word, meaning(word)) for word in verdict.readings),
         tuple(losers(policy, uri, verdict, found)),
