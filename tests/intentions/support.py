@@ -9,6 +9,20 @@ from mesh_middleware.cli.batch import judge
 from mesh_middleware.consul.intentions import parse_intentions
 from mesh_middleware.identity import ServiceId
 from mesh_middleware.intentions import Decision, HttpFacts, Normalization, Policy, compile_policy
+from tests.differential.written import header, permission
+
+__all__ = [
+    "TD",
+    "Headers",
+    "Json",
+    "ask",
+    "facts",
+    "header",
+    "intention",
+    "permission",
+    "policy",
+    "source",
+]
 
 Json = dict[str, Any]
 TD = "1234.consul"
@@ -26,16 +40,6 @@ def intention(name: str = "api", destination: str = "web", **fields: Any) -> Jso
     if "Permissions" not in item:
         item.setdefault("Action", "allow")
     return item
-
-
-def permission(action: str = "allow", **http: Any) -> Json:
-    """A permission of all paths, unless *http* says more."""
-    return {"Action": action, "HTTP": http or {"PathPrefix": "/"}}
-
-
-def header(name: str, **test: Any) -> Json:
-    """The criteria of a permission that tests one header."""
-    return {"Header": [{"Name": name, **test}]}
 
 
 def policy(*items: Json, default_allow: bool | None = False, **options: Any) -> Policy:

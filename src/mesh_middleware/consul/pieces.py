@@ -95,13 +95,7 @@ def _read(name: str, text: str, take: Take[T]) -> Iterator[T]:
             value, place = _DECODER.raw_decode(text, place)
             if value is not None:
                 raise AgentAnswerError("intentions match: a list of intentions was expected")
-        place = _skip(text, place)
-        if text[place] == ",":
-            place = _after(text, place, ",")
-            if text[place] == "}":
-                raise ValueError("a comma before the end")
-        elif text[place] != "}":
-            raise ValueError("no comma between lists")
+        place = _next(text, place, "}")
     if _skip(text, place + 1) != len(text):
         raise ValueError("something behind the end")
     if not found:
@@ -114,14 +108,19 @@ def _items(text: str, place: int, take: Take[T]) -> Generator[T, None, int]:
     while text[place] != "]":
         value, place = take(text, place)
         yield value
-        place = _skip(text, place)
-        if text[place] == ",":
-            place = _after(text, place, ",")
-            if text[place] == "]":
-                raise ValueError("a comma before the end")
-        elif text[place] != "]":
-            raise ValueError("no comma between items")
+        place = _next(text, place, "]")
     return place + 1
+
+
+def _next(text: str, place: int, end: str) -> int:
+    """Go on behind an item: to the next one, or to the *end* of all."""
+    place = _skip(text, place)
+    if text[place] == end:
+        return place
+    place = _after(text, place, ",")
+    if text[place] == end:
+        raise ValueError("a comma before the end")
+    return place
 
 
 def _after(text: str, place: int, sign: str) -> int:
