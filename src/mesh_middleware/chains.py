@@ -22,7 +22,7 @@ from .consul.chains import chain_question, list_question, parse_names
 from .consul.client import Answer
 from .exceptions import AgentRefusedError, MeshError
 from .following import Follower
-from .routing import Manners, Place
+from .routing import Locality, Manners, Place
 from .routing.entries import KINDS, Entry, read_manners
 from .routing.reading import parse_chain
 from .upstreams import UpstreamWatch
@@ -40,11 +40,17 @@ class ChainWatch:
         follower: keeps asking.
         spawn: starts a task of the watcher.
         follow: keeps the instances of a place told that nobody calls by its own name.
+        locality: where we stand, as the setting says it; empty when it does not.
     """
 
     def __init__(
-        self, follower: Follower, spawn: Spawn, follow: Callable[[UpstreamWatch], None]
+        self,
+        follower: Follower,
+        spawn: Spawn,
+        follow: Callable[[UpstreamWatch], None],
+        locality: str = "",
     ) -> None:
+        self._plain = Manners(locality=Locality(*locality.split("/")) if locality else None)
         self._follower, self._spawn, self._follow = follower, spawn, follow
         self._upstreams: list[UpstreamWatch] = []
         self._names: dict[str, frozenset[str] | None] = {}
@@ -58,6 +64,7 @@ class ChainWatch:
         """Follow the chain of *upstream* from now on; it waits for its chain."""
         upstream.await_chain()
         self._upstreams.append(upstream)
+        upstream.behave(self._plain)
         self._behave(upstream)
         if not self._started:
             self._started = True  # a process that calls nobody asks nothing
@@ -75,7 +82,7 @@ class ChainWatch:
 
     def _behave(self, upstream: UpstreamWatch) -> None:
         try:
-            manners = read_manners(self._defaults, upstream.name, Manners())
+            manners = read_manners(self._defaults, upstream.name, self._plain)
         except MeshError as error:
             self._say(f"service-defaults: UpstreamConfig cannot be read and has no effect: {error}")
             return

@@ -64,6 +64,8 @@ class Settings:
         reading: how targets are read: ``strict`` (all readings must allow) or ``envoy``.
         exempt: canonical paths that anyone may call, plaintext included; exact, comma-separated.
         domain: Consul's DNS domain in upstream names.
+        locality: where this process stands, ``region`` or ``region/zone``, as Consul's own
+            ``Locality``; instances near it are called first.
         wait: seconds a blocking query lasts.
         poll: seconds between questions, instead of blocking queries; 0 blocks.
         check_ttl: seconds of the registration's TTL check.
@@ -103,6 +105,7 @@ class Settings:
     reading: Reading = "strict"
     exempt: tuple[str, ...] = ()
     domain: str = DEFAULT_DOMAIN
+    locality: str = ""
     wait: float = 300.0
     poll: float = 0.0
     check_ttl: float = 15.0
@@ -322,6 +325,13 @@ def _pairs(value: Any) -> dict[str, str]:
     return {_text(key): _text(item) for key, item in value.items()}
 
 
+def _locality(value: Any) -> str:
+    region, slash, zone = _text(value).partition("/")
+    if value and (not region or "/" in zone or bool(slash) is not bool(zone)):
+        raise ValueError("region or region/zone is expected")
+    return str(value)
+
+
 def _choice(*known: str) -> Callable[[Any], str]:
     def read(value: Any) -> str:
         if value not in known:
@@ -349,6 +359,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "ready_timeout": _seconds(0),
     "token": _token,
     "auth": _auth,
+    "locality": _locality,
     "mode": _choice(*get_args(Mode)),
     "reading": _choice(*get_args(Reading)),
     "default_policy": _choice(*get_args(DefaultPolicy)),

@@ -102,7 +102,10 @@ class Watcher:
             self._spawn,
         )
         self._chains = ChainWatch(
-            self.follower, self._spawn, lambda place: self._follow_now(place, chained=False)
+            self.follower,
+            self._spawn,
+            lambda place: self._follow_now(place, chained=False),
+            settings.locality,
         )
         self._upstreams: list[UpstreamWatch] = []
         self._loop: asyncio.AbstractEventLoop | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import socket
 import time
@@ -16,9 +17,11 @@ import pytest
 
 from mesh_middleware import Client, Mesh
 from mesh_middleware.dev import DevAgent
+from mesh_middleware.exceptions import ConfigError
 from mesh_middleware.exceptions import NoHealthyInstanceError as NobodyError
 from mesh_middleware.httpx import MeshNotReadyError, NoHealthyInstanceError
 from mesh_middleware.mesh import set_default_mesh
+from mesh_middleware.routing import Call
 
 from ..support.servers import until
 from .driver import Driver
@@ -50,6 +53,59 @@ def served(join: Callable[..., Mesh], name: str, script: Script) -> Iterator[Scr
     with ScriptServer(mesh.server_context(), script, port) as server, mesh:
         until(lambda: len(httpx.get(health, trust_env=False).json()) == 1, f"one {name}")
         yield server
+
+
+PLACES = {1001: ("eu", "a"), 1002: ("eu", "b"), 1003: ("us", "a")}
+
+
+class Located(httpx.AsyncHTTPTransport):
+    """What the agent says, and of instances beside it where they stand, as Consul 1.17 does."""
+
+    def __init__(self, agent: str) -> None:
+        super().__init__()
+        self._agent = httpx.URL(agent)
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        request.url = request.url.copy_with(host=self._agent.host, port=self._agent.port)
+        request.headers["host"] = request.url.netloc.decode()
+        answer = await super().handle_async_request(request)
+        if not request.url.path.startswith("/v1/health/connect/"):
+            return answer
+        entries = json.loads(await answer.aread())
+        for entry in entries:
+            region, zone = PLACES[entry["Service"]["Port"]]
+            entry["Service"]["Locality"] = {"Region": region, "Zone": zone}
+        index = {"X-Consul-Index": answer.headers["X-Consul-Index"]}
+        body = httpx.ByteStream(json.dumps(entries).encode())
+        return httpx.Response(200, headers=index, stream=body)
+
+
+def test_what_is_near_is_called_first(mesh_agent: DevAgent, join: Callable[..., Mesh]) -> None:
+    """The setting ``locality`` and the instances' ``Locality``: our zone, then our region."""
+    url = f"{mesh_agent.url}/v1/agent/service/register"
+    for port in PLACES:
+        body = {
+            "Name": "tax", "ID": f"tax-{port}", "Address": "127.0.0.1", "Port": port,
+            "Connect": {"Native": True},
+        }  # fmt: skip
+        httpx.put(url, json=body, trust_env=False).raise_for_status()
+
+    def called(mesh: Mesh) -> set[int]:
+        upstream = mesh.upstream("tax")
+        upstream.wait(PATIENCE)
+        trips = [upstream.course.begin(Call("GET", b"/"), 0.0, 0.5) for _ in range(50)]
+        return {trip.next(0.0, at / 50).endpoint.port for at, trip in enumerate(trips)}
+
+    def placed(locality: str) -> set[int]:
+        return called(join("order", locality=locality, transport=Located(mesh_agent.url)))
+
+    assert placed("eu/a") == {1001}
+    assert placed("eu/c") == {1001, 1002}
+    assert placed("us") == {1003}
+    assert placed("asia/a") == placed("") == set(PLACES)
+    for wrong in ("/", "eu/", "/a", "eu/a/b"):
+        with pytest.raises(ConfigError, match="region or region/zone"):
+            Mesh("order", locality=wrong)
 
 
 @pytest.fixture

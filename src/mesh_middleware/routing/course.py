@@ -183,6 +183,7 @@ class Course:
             if manners != self.manners:
                 self.manners = manners
                 self.budget = Budget(manners.budget)
+                self._seat(self.place, None)  # who is near may be others now
                 self._plan = self._compile(now)
 
     def begin(self, call: Call, now: float, dice: float) -> Trip:

@@ -259,7 +259,8 @@ def _wait_for_registrations(stage: Stage, process: Process, since: int) -> None:
     until(ask, timeout=60.0, every=0.05, what="every service registers again")
 
 
-_REGISTRATION = re.compile(r"\bPUT (?:url=)?/v1/agent/service/register\b")
+# Without word boundaries: lines of an agent that has just started may run into each other.
+_REGISTRATION = re.compile(r"PUT (?:url=)?/v1/agent/service/register")
 
 
 def refuse_strangers(stage: Stage) -> Shown:
