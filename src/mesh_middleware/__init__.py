@@ -81,6 +81,13 @@ def __dir__() -> list[str]:
 
 
 if "hypercorn.config" in sys.modules:
+    from .servers.guard import Doors
     from .servers.hypercorn_tls import teach
 
-    teach()
+    teach(
+        Doors(
+            lambda: int(import_module(".doors", __name__).Door.made),
+            lambda app: __getattr__("MeshAuthz")(app),
+            lambda app: __getattr__("MeshAuthzWSGI")(app),
+        )
+    )

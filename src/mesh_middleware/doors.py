@@ -12,7 +12,7 @@ import logging
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from .certificates import Peer
 from .config import Mode
@@ -88,6 +88,9 @@ class Door:
         ConfigError: a path is not canonical, or the mode is unknown.
     """
 
+    made: ClassVar[int] = 0
+    """How many this process has made."""
+
     def __init__(
         self,
         mesh: Mesh | None = None,
@@ -104,6 +107,7 @@ class Door:
         self._mode = mode
         self._told_plain = False
         self._passed: dict[tuple[int, int], Verdict] = {}
+        Door.made += 1
         if self._exempt:
             _log.warning("exempt from the intentions: %s", ", ".join(sorted(self._exempt)))
 

@@ -41,6 +41,12 @@ def find_sockets() -> Any:
     return _local("sockets", lambda value: hasattr(value, "secure_sockets"))
 
 
+def find_application() -> Any:
+    """Find Hypercorn's wrapper around the application on the call stack, or ``None``."""
+    kinds = ("ASGIWrapper", "WSGIWrapper")
+    return _local("app", lambda value: type(value).__name__ in kinds)
+
+
 def find_shutdown_event() -> Any:
     """Find the event by which Hypercorn's parent ends its workers, or ``None``."""
     return _local("shutdown_event", lambda value: hasattr(value, "is_set"))

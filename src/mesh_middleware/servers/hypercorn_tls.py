@@ -32,7 +32,15 @@ from ..consul.client import check_files
 from ..exceptions import ConfigError
 from ..mesh import Mesh, set_default_mesh
 from ..watcher import open_keepsake
-from .hosting import find_config, find_shutdown_event, find_sockets, is_marked, table
+from .guard import Doors, guard
+from .hosting import (
+    find_application,
+    find_config,
+    find_shutdown_event,
+    find_sockets,
+    is_marked,
+    table,
+)
 from .hypercorn_mend import mend
 
 TERM_SLACK = 10.0
@@ -58,9 +66,12 @@ class ContextExecutor(concurrent.futures.ThreadPoolExecutor):
         return super().submit(contextvars.copy_context().run, fn, *args, **kwargs)
 
 
-def teach() -> None:
+def teach(doors: Doors) -> None:
     """
     Teach a loaded Hypercorn what ``"mesh"`` means, once; and check the configuration it runs.
+
+    Args:
+        doors: for an application that has none.
 
     Raises:
         SystemExit: the configuration cannot work; one line says why.
@@ -70,7 +81,7 @@ def teach() -> None:
         return
     if not _taught:
         _taught = True
-        _patch()
+        _patch(doors)
     # A Flask application may still name the service in its own configuration: MeshNative checks.
     if "flask" not in sys.modules:
         check_hosted()
@@ -120,13 +131,18 @@ def start_mesh(config: Any) -> ssl.SSLContext:
     return context
 
 
-def _patch() -> None:
+def _patch(doors: Doors) -> None:
     from hypercorn.config import Config
 
     original = Config.create_ssl_context
 
     def create_ssl_context(self: Config) -> ssl.SSLContext | None:
-        return start_mesh(self) if is_marked(self) else original(self)
+        if not is_marked(self):
+            return original(self)
+        context = start_mesh(self)
+        if (application := find_application()) is not None:
+            guard(application, doors)
+        return context
 
     Config.create_ssl_context = create_ssl_context  # type: ignore[method-assign]
 
