@@ -75,9 +75,10 @@ class Located(httpx.AsyncHTTPTransport):
         for entry in entries:
             region, zone = PLACES[entry["Service"]["Port"]]
             entry["Service"]["Locality"] = {"Region": region, "Zone": zone}
-        index = {"X-Consul-Index": answer.headers["X-Consul-Index"]}
+        kept = ("X-Consul-Index", "Content-Type")
+        headers = {name: answer.headers[name] for name in kept}
         body = httpx.ByteStream(json.dumps(entries).encode())
-        return httpx.Response(200, headers=index, stream=body)
+        return httpx.Response(200, headers=headers, stream=body)
 
 
 def test_what_is_near_is_called_first(mesh_agent: DevAgent, join: Callable[..., Mesh]) -> None:
