@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import socket
 import threading
@@ -113,6 +114,13 @@ def test_a_large_answer_is_not_read_to_its_end(
     monkeypatch.setattr(jwks, "MAX_JWKS_BYTES", 1000)
     server.say("200 OK", b" " * 1_000_000)
     with pytest.raises(KeysError, match="over 1000 bytes"):
+        fetch(server.uri)
+
+
+def test_a_compressed_answer_is_not_unpacked(server: Server) -> None:
+    """A bound on what is received bounds what is held."""
+    server.say("200 OK", gzip.compress(b" " * 10_000_000), "content-encoding: gzip")
+    with pytest.raises(KeysError, match="compressed"):
         fetch(server.uri)
 
 

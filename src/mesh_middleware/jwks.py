@@ -23,6 +23,10 @@ MAX_JWKS_BYTES = 1024 * 1024
 """Largest answer that is read: some thousand keys."""
 
 
+# A few compressed bytes may become gigabytes before anybody can count them.
+_HEADERS = {"Accept": "application/json", "Accept-Encoding": "identity"}
+
+
 class KeysError(MeshError):
     """The keys of a provider cannot be read; the message says why."""
 
@@ -66,12 +70,14 @@ async def _read(source: KeySource, transport: httpx.AsyncBaseTransport | None) -
             follow_redirects=False,
             timeout=source.timeout,
         ) as client,
-        client.stream("GET", source.uri, headers={"Accept": "application/json"}) as response,
+        client.stream("GET", source.uri, headers=_HEADERS) as response,
     ):
         if response.status_code != 200:
             raise KeysError(f"{source.uri}: status {response.status_code}")
+        if response.headers.get("content-encoding", "identity") != "identity":
+            raise KeysError(f"{source.uri}: a compressed answer, which was not asked for")
         content = bytearray()
-        async for part in response.aiter_bytes():
+        async for part in response.aiter_raw():
             content += part
             _bounded(content, source)
     return bytes(content)
