@@ -151,9 +151,9 @@ def permit(agent: DevAgent, path: str) -> None:
 def test_the_protocol_moves_judging_between_connection_and_request(
     mesh_agent: DevAgent, join: Callable[..., Mesh], issuer: Issuer
 ) -> None:
-    """On tcp a token is not asked for, as Envoy does; service-defaults http asks for it at once."""
+    """On tcp ``envoy`` asks for no token; service-defaults http asks for it at once."""
     demand(mesh_agent, issuer.local())
-    mesh = join()
+    mesh = join(reading="envoy")
     assert mesh.status()["protocol"] == "tcp"
     assert decide(mesh).reason == "intention_allow"
     mesh_agent.set_protocol("tax", "http")
