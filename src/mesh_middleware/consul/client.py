@@ -37,7 +37,7 @@ ANSWER_TIMEOUT = 10.0
 STALLED = "agent_stalled"
 LOST = frozenset({AgentUnavailableError.code, STALLED})
 """Codes of trouble in which the agent may be gone, rather than say no."""
-MAX_DEPTH_BYTES = 512
+MAX_QUOTED_BYTES = 512
 """Longest error text of the agent that is quoted."""
 
 
@@ -198,7 +198,7 @@ def check_files(settings: Settings) -> None:
 
 def _judge(question: wire.Question, response: httpx.Response, content: bytes) -> Answer:
     status = response.status_code
-    text = content[:MAX_DEPTH_BYTES].decode("utf-8", "replace").strip()
+    text = _line(content)
     if question.nothing and status in (400, 500) and question.nothing in text:
         return Answer(404, 0, text, response.headers)
     if status == 403:
@@ -215,6 +215,12 @@ def _judge(question: wire.Question, response: httpx.Response, content: bytes) ->
         except (ValueError, RecursionError) as error:
             raise AgentAnswerError(f"{question.path}: not JSON: {error}") from None
     return Answer(status, _index(response), body, response.headers)
+
+
+def _line(content: bytes) -> str:
+    """What the agent says, as one line of a log."""
+    text = content[:MAX_QUOTED_BYTES].decode("utf-8", "replace")
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def _index(response: httpx.Response) -> int:
