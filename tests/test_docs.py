@@ -271,3 +271,26 @@ def test_every_test_that_a_page_names_exists() -> None:
         or (test and not re.search(rf"^(async )?def {test}\(", (ROOT / file).read_text(), re.M))
     ]
     assert missing == []
+
+
+def test_every_extra_is_in_the_readme() -> None:
+    """Each has its row, and no row is of none."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    text = (ROOT / "README.md").read_text("utf-8").partition("| extra |")[2]
+    told = re.findall(r"`([a-z0-9]+)`", "".join(re.findall(r"^\| .*?\|", text, re.M)))
+    mentioned = re.findall(r"`([a-z0-9]+)`", text.partition("## Read on")[0])
+    assert set(told) <= set(project["optional-dependencies"]) <= set(mentioned)
+
+
+def test_every_page_can_be_found_from_the_readme() -> None:
+    """A page that nothing links to is read by nobody."""
+    linked = {file.resolve() for file, _ in targets(ROOT / "README.md")}
+    assert [str(page.relative_to(ROOT)) for page in PAGES[2:] if page not in linked] == []
+
+
+def test_every_example_has_a_page_that_names_it() -> None:
+    """Each folder of examples, and each plugin, has a README of its own."""
+    folders = [*(ROOT / "examples").iterdir(), *(ROOT / "plugins").iterdir()]
+    made = [folder for folder in folders if folder.is_dir() and not folder.name.startswith("_")]
+    assert len(made) >= 4
+    assert [folder.name for folder in made if not (folder / "README.md").exists()] == []
