@@ -153,7 +153,7 @@ def test_the_protocol_moves_judging_between_connection_and_request(
 ) -> None:
     """On tcp ``envoy`` asks for no token; service-defaults http asks for it at once."""
     demand(mesh_agent, issuer.local())
-    mesh = join(reading="envoy")
+    mesh = join(reading="envoy", default_policy="deny")
     assert mesh.status()["protocol"] == "tcp"
     assert decide(mesh).reason == "intention_allow"
     mesh_agent.set_protocol("tax", "http")
