@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 
 from mesh_middleware.dev import DevAgent
 
 from ..interop.callers import Identity, knock
 from ..interop.conftest import Serve
+from ..support.servers import Process, clean_environment
 
 TWO = """
 from flask import Flask
@@ -54,3 +58,43 @@ def test_applications_that_name_two_services_are_refused(serve: Serve) -> None:
     assert line == (
         "mesh_middleware: applications of one process disagree: MESH_SERVICE is 'a' and 'b'"
     )
+
+
+PROGRAM = """
+import asyncio
+import sys
+
+from hypercorn.asyncio import serve
+from hypercorn.config import Config
+
+from mesh_middleware import MeshAuthz
+
+
+async def app(scope, receive, send):
+    assert scope["type"] == "lifespan"
+    while True:
+        message = await receive()
+        await send({"type": message["type"] + ".complete"})
+
+
+async def one(service):
+    config = Config()
+    config.bind, config.certfile, config.keyfile = ["127.0.0.1:0"], "mesh", "mesh"
+    config.mesh = {"service": service, "agent": sys.argv[1]}
+    await serve(MeshAuthz(app), config, shutdown_trigger=asyncio.Event().wait)
+
+
+async def main():
+    await asyncio.gather(one("books"), one("trial"))
+
+
+asyncio.run(main())
+"""
+
+
+def test_two_services_in_one_process_are_refused(agent: DevAgent, tmp_path: Path) -> None:
+    """Whoever is denied at one would be let in by the policy of the other."""
+    command = [sys.executable, "-c", PROGRAM, agent.url]
+    with Process(command, tmp_path, clean_environment()) as program:
+        assert program.wait_end() != 0
+        assert "this process is the service 'books' already" in program.output

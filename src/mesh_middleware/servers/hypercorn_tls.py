@@ -30,7 +30,7 @@ from typing import Any, NoReturn
 from ..config import Settings, load_settings, offered_options
 from ..consul.client import check_files
 from ..exceptions import ConfigError
-from ..mesh import Mesh, set_default_mesh
+from ..mesh import Mesh, running_mesh, set_default_mesh
 from ..watcher import open_keepsake
 from .guard import Doors, guard
 from .hosting import (
@@ -115,6 +115,13 @@ def start_mesh(config: Any) -> ssl.SSLContext:
     _drain_on_shutdown(config)
     mend()
     settings = _settings(config)
+    before = running_mesh()
+    if before is not None and before.settings.service != settings.service:
+        # Doors judge by the one mesh of their process: the other's requests would be, too.
+        _end(
+            f"this process is the service {before.settings.service!r} already, and cannot be "
+            f"{settings.service!r} as well: each needs a process of its own"
+        )
     try:
         mesh = Mesh(settings=settings).start()
     except ConfigError as error:
