@@ -89,3 +89,17 @@ def test_a_token_that_may_not_ask_leaves_the_default_unknown(
     code, out, _ = run("status", "--json", "--agent", agent.url)
     assert code == 0
     assert json.loads(out)["default_policy"].startswith("unknown")
+
+
+def test_no_name_becomes_a_picture(run: Run, mesh_agent: DevAgent) -> None:
+    """Root IDs are digits with colons, and paths may have any: ``:ab:`` is no emoji."""
+    body = {"ID": "tax-:ab:", "Name": "tax", "Port": 5003, "Connect": {"Native": True}}
+    url = f"{mesh_agent.url}/v1/agent/service/register"
+    httpx.put(url, json=body, trust_env=False).raise_for_status()
+    mesh_agent.set_protocol("tax", "http")
+    asked = ("--agent", mesh_agent.url)
+    assert "tax-:ab:" in run("status", *asked)[1]
+    assert "/:ab:" in run("explain", "web", "GET", "/:ab:", "--service", "tax", *asked)[1]
+    permission = '{"Action": "deny", "HTTP": {"PathExact": "/:ab:"}}'
+    run("intention", "create", "web", "tax", "--permission", permission, *asked)
+    assert "/:ab:" in run("intention", "list", *asked)[1]

@@ -139,7 +139,7 @@ def _table(found: list[dict[str, Any]]) -> None:
             _words(item),
             str(item.get("Precedence", "")),
         )
-    Console(highlight=False, markup=False).print(table)
+    Console(highlight=False, markup=False, emoji=False).print(table)
 
 
 def _words(rule: dict[str, Any]) -> str:

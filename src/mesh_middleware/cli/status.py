@@ -118,7 +118,7 @@ def _print(found: Mapping[str, Any]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
     console.print(f"agent           {escape(str(found['agent']))}")
     console.print(f"trust domain    {escape(str(found['trust_domain']))}")
     console.print(f"default policy  {escape(str(found['default_policy']))}")

@@ -56,7 +56,7 @@ def demo(*, consul: Path | None, use_existing: bool, json_file: Path | None) -> 
         ConfigError: the demo cannot run like that.
     """
     to_stdout = json_file is not None and str(json_file) == "-"
-    console = Console(stderr=to_stdout, highlight=False)
+    console = Console(stderr=to_stdout, highlight=False, emoji=False)
     evidence, started = Evidence(), time.monotonic()
     screen = Screen(console)
     try:

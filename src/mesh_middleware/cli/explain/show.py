@@ -25,7 +25,7 @@ def print_words(told: Explanation) -> None:
     """Print an explanation for people."""
     from rich.console import Console
 
-    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
     first, *rest = lines(told)
     console.print(first, style="bold green" if told.verdict.allowed else "bold red")
     for line in rest:
