@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 
 from mesh_middleware.cli.batch import Batch
 from mesh_middleware.identity import ServiceId
-from mesh_middleware.intentions import AsgiFacts, Decision, HttpFacts, Policy, WsgiFacts
+from mesh_middleware.intentions import (
+    AsgiFacts,
+    Decision,
+    HttpFacts,
+    Policy,
+    RequestFacts,
+    WsgiFacts,
+)
 from tests.differential import cases, tokens
 
 from .support import TD, facts, header, intention, permission, policy, source
@@ -163,3 +170,14 @@ def test_odd_names_of_sources_get_a_verdict(rule: str, name: str) -> None:
         one, two = strict.decide(caller, facts()), envoy.decide(caller, facts())
         assert sound(one) and sound(two)
         assert one.allowed <= two.allowed
+
+
+@given(TARGETS, st.one_of(st.just(b""), BYTES))
+@example(b"/a%00", b"")
+@example(b"/a?b", b"")
+@example(b"/a%2500", b"x=%00")
+def test_one_look_at_a_target_says_what_all_looks_do(raw: bytes, query: bytes) -> None:
+    """The short way to tell that a target is sound never lets through what the long one refuses."""
+    scope = {"path": "/", "raw_path": raw, "query_string": query}
+    facts = AsgiFacts(scope)
+    assert facts.sound is RequestFacts.sound.fget(facts)  # type: ignore[attr-defined]

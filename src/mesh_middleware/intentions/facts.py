@@ -28,7 +28,7 @@ _RAW_TARGETS = ("RAW_URI", "REQUEST_URI")
 """Keys under which WSGI servers offer the raw target: Gunicorn and Werkzeug, in this order."""
 
 _ABSOLUTE = re.compile(rb"https?://[^/?#]*", re.IGNORECASE)
-_TARGET = re.compile(rb"/[!\"$->@-~]*")
+_UNESCAPED = re.compile(rb"/[!\"$&->@-~]*")
 _QUERY = re.compile(rb"[!\"$-~]*")
 
 _CGI_HEADERS = {"CONTENT_TYPE": b"content-type", "CONTENT_LENGTH": b"content-length"}
@@ -198,8 +198,8 @@ class AsgiFacts(RequestFacts):
         scope = self.scope
         raw, query = scope.get("raw_path"), scope["query_string"]
         # What nearly every request is takes one look.
-        if raw and _TARGET.fullmatch(raw) and (not query or _QUERY.fullmatch(query)):
-            return not has_nul(raw)
+        if raw and _UNESCAPED.fullmatch(raw) and (not query or _QUERY.fullmatch(query)):
+            return True
         return RequestFacts.sound.fget(self)  # type: ignore[attr-defined,no-any-return]
 
     @property
