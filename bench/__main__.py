@@ -25,7 +25,7 @@ from .rounds import FRAMEWORKS, Rounds, Samples, start
 from .setting import ROOT, SettingError, Stage
 
 CACHE = ROOT / ".cache" / "bench"
-ALSO = ("decide.py", "client.py")
+ALSO = ("decide.py", "client.py", "upstreams_scale.py")
 """Benches of their own, run at the end."""
 ALSO_SECONDS = 600.0
 

@@ -21,8 +21,8 @@ LAYERS = [
     "config consul.wire consul.watch consul.intentions consul.pieces consul.entries consul.chains"
     " consul.rereading",
     # edges
-    "consul.client consul.defaults consul.lookout tls gate standing resolve resolve_dns routing"
-    " keepsake jwks",
+    "consul.client consul.defaults consul.lookout consul.shifts tls gate standing resolve resolve_dns"
+    " routing keepsake jwks",
     # the heart
     "mesh plugins hookspecs belief chains entries following registration upstreams watcher metrics"
     " raw keeper probe",

@@ -20,6 +20,7 @@ from typing import Any
 
 from .consul.chains import chain_question, list_question, parse_names
 from .consul.client import Answer
+from .consul.shifts import Shift
 from .exceptions import AgentRefusedError, MeshError
 from .following import Follower
 from .routing import Locality, Manners, Place
@@ -41,6 +42,9 @@ class ChainWatch:
         spawn: starts a task of the watcher.
         follow: keeps the instances of a place told that nobody calls by its own name.
         locality: where we stand, as the setting says it; empty when it does not.
+
+    Attributes:
+        shift: places at the agent that all questions about upstreams share.
     """
 
     def __init__(
@@ -59,6 +63,7 @@ class ChainWatch:
         self._defaults: Entry | None = None
         self._said: set[str] = set()
         self._started = False
+        self.shift = Shift()
 
     def add(self, upstream: UpstreamWatch) -> None:
         """Follow the chain of *upstream* from now on; it waits for its chain."""
@@ -143,7 +148,8 @@ class ChainWatch:
             for what in upstream.course.flaws():
                 self._say(f"{upstream}: {what}")
 
-        await self._follower.watch(f"chain {upstream}", question, take, upstream.fail)
+        name = f"chain {upstream}"
+        await self._follower.watch(name, question, take, upstream.fail, self.shift)
 
     def _have(self, place: Place, upstream: UpstreamWatch) -> None:
         if place == upstream.course.place:

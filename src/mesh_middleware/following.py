@@ -21,6 +21,7 @@ from .config import Settings
 from .consul import watch, wire
 from .consul.client import Answer, ConsulClient
 from .consul.lookout import AgentReturnedError, knock_backoff
+from .consul.shifts import Shift
 from .consul.watch import Cursor
 from .exceptions import AgentRefusedError, AgentUnavailableError, MeshError
 
@@ -89,6 +90,7 @@ class Follower:
         question: wire.Question,
         take: Callable[[Answer, bool], None],
         failed: Callable[[MeshError], None] | None = None,
+        shift: Shift | None = None,
     ) -> None:
         """
         Follow what one question asks for.
@@ -98,15 +100,20 @@ class Follower:
             question: asked again and again.
             take: is given each answer, and whether the index went backwards with it.
             failed: is told each failure.
+            shift: watches that share places at the agent, this one among them.
         """
 
         async def ask(cursor: Cursor) -> Answer:
-            return await self._client.ask(question, index=cursor.asked, wait=cursor.wait)
+            def send(wait: float) -> Awaitable[Answer]:
+                return self._client.ask(question, index=cursor.asked, wait=wait)
+
+            return await (send(cursor.wait) if shift is None else shift.ask(cursor, send))
 
         async def take_it(answer: Answer, regressed: bool) -> None:
             take(answer, regressed)
 
-        await self.follow(name, ask, take_it, failed)
+        with contextlib.nullcontext() if shift is None else shift.member():
+            await self.follow(name, ask, take_it, failed)
 
     async def scout(self) -> None:
         """While the agent is away, ask whether it is back, for all who wait; for ever."""

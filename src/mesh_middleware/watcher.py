@@ -293,7 +293,8 @@ class Watcher:
             self._chains.add(upstream)
         # The expected identities are in our trust domain, which the roots tell.
         await self._joined.wait()
-        await self.follower.watch(f"upstream {upstream}", upstream.question, take, failed)
+        name, shift = f"upstream {upstream}", self._chains.shift
+        await self.follower.watch(name, upstream.question, take, failed, shift)
 
     def _take_entries(self, conditions: Conditions, kept: Any) -> None:
         self._belief.take_conditions(conditions, kept)
