@@ -107,6 +107,7 @@ class Door:
         self._mode = mode
         self._told_plain = False
         self._passed: dict[tuple[int, int], Verdict] = {}
+        self._passed_by: object = None
         Door.made += 1
         if self._exempt:
             _log.warning("exempt from the intentions: %s", ", ".join(sorted(self._exempt)))
@@ -167,8 +168,10 @@ class Door:
         key = (id(peer), id(found))
         known = self._passed.get(key)
         if known is None or known.caller.mesh is not mesh:
-            if len(self._passed) >= KNOWN_CALLERS:
-                self._passed.clear()
+            # Decisions of a policy that is gone do not come again.
+            policy = mesh.snapshot.policy
+            if policy is not self._passed_by or len(self._passed) >= KNOWN_CALLERS:
+                self._passed, self._passed_by = {}, policy
             known = self._passed[key] = Verdict(True, Caller(peer, found, mesh))
         return known
 

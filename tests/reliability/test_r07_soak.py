@@ -5,13 +5,24 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
+from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ..support.servers import clean_environment
+from mesh_middleware import Mesh
+from mesh_middleware.certificates import Peer, utc_now
+from mesh_middleware.dev import DevAgent
+from mesh_middleware.doors import Door
+from mesh_middleware.identity import parse_spiffe_id
+from mesh_middleware.intentions import HttpFacts
+
+from ..support.servers import PATIENCE, clean_environment
 from .conftest import LONG
+
+Join = Callable[..., Mesh]
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 120.0 if LONG else 14.0
@@ -60,3 +71,23 @@ def test_r07_growth_and_failures_are_told(soak: Any) -> None:
     assert soak.faults(samples(memory=1000), {}, 0) == [], "half a megabyte an hour"
     assert soak.faults(samples(), {"order got 403": 1}, 0) != []
     assert soak.faults(samples(), {}, 1) != []
+
+
+def test_r07_what_a_door_remembers_goes_with_its_policy(agent: DevAgent, join: Join) -> None:
+    """Policies come and go for as long as a process lives; their decisions do not pile up."""
+    mesh = join()
+    assert mesh.ready(PATIENCE)
+    door, facts = Door(mesh), HttpFacts(b"GET", b"/")
+    callers = [caller(agent, name) for name in ("web", "order", "invoice")]
+    for number in range(10):
+        version = mesh.snapshot.version
+        (agent.deny if number % 2 else agent.allow)("vat", "tax")
+        assert mesh.wait_for(lambda s, v=version: s.version > v, PATIENCE)
+        assert all(door.judge(each, facts).passes for each in callers)
+        assert len(door._passed) <= len(callers)
+
+
+def caller(agent: DevAgent, name: str) -> Peer:
+    """Somebody who is allowed to call."""
+    uri = f"spiffe://{agent.trust_domain}/ns/default/dc/dc1/svc/{name}"
+    return Peer(parse_spiffe_id(uri), "1", utc_now() + timedelta(days=1))
