@@ -287,6 +287,29 @@ def test_second_answer_that_differs_is_doubted_anew(
     assert reason(denying) is Reason.DEFAULT_ALLOW
 
 
+@pytest.mark.parametrize("leaf_too", [True, False], ids=["taken", "roots wait"])
+def test_denies_that_vanish_with_a_new_trust_domain_are_doubted(
+    denying: Held, leaf_too: bool
+) -> None:
+    """An agent that was rebuilt may count higher than before: its CA tells, too."""
+    other = Ca(OTHER_DOMAIN)
+    denying.belief.take_roots(other.roots())
+    if leaf_too:
+        denying.belief.take_leaf(other.leaf().pair)
+    assert not denying.belief.take_intentions((), regressed=False)
+    snapshot = denying.belief.snapshot
+    assert snapshot.intentions == (DENY,) and "denies_vanished" in denying.notes
+
+
+def test_doubt_of_a_new_trust_domain_ends(ready: Held) -> None:
+    """Once the new agent has told intentions, its deletions count like any other's."""
+    other = Ca(OTHER_DOMAIN)
+    ready.belief.take_roots(other.roots())
+    ready.belief.take_leaf(other.leaf().pair)
+    assert ready.belief.take_intentions((DENY,), regressed=False)
+    assert ready.belief.take_intentions((), regressed=False)
+
+
 def test_doubt_ends_when_the_denies_are_back(denying: Held) -> None:
     """The restore went on: what we believed is told again, and later deletions count at once."""
     assert not denying.belief.take_intentions((), regressed=True)

@@ -60,6 +60,7 @@ class Belief:
         self._probed = False
         self._match: object = None
         self._entries: object = None
+        self._told_under: str | None = None
         self._doubted: tuple[tuple[Intention, ...], float] | None = None
         self._changed = threading.Condition()
 
@@ -120,7 +121,8 @@ class Belief:
         Judge intentions that the agent told.
 
         Args:
-            regressed: the index went backwards with this answer.
+            regressed: the index went backwards with this answer. An agent with another trust
+                domain counts as much: it was rebuilt.
             body: the agent's answer they were read from, to be kept.
 
         Returns:
@@ -129,13 +131,15 @@ class Belief:
         moment = time.monotonic()
         known = self.snapshot.intentions
         if known == told:
-            self._doubted = None
+            self._doubted, self._told_under = None, self.trust_domain
             return True
+        regressed = regressed or self._rebuilt()
         if (regressed or self._doubted) and lost_denies(known, told):
             if not self._confirmed(told, moment):
                 return False
         # Megabytes, where there are thousands: only for who keeps them.
         self._doubted, self._match = None, body if self._settings.keep_file else None
+        self._told_under = self.trust_domain
         self._swap(replace(self.snapshot, intentions=told))
         return True
 
@@ -180,11 +184,18 @@ class Belief:
         self.notes.append((self._now(), code, detail))
         _log.warning("%s: %s", code, detail)
 
+    def _rebuilt(self) -> bool:
+        """Whether the agent has another CA than when it told the intentions in use."""
+        others = {self._told_under, self.trust_domain} - {None}
+        return len(others) > 1 or self._trust.waiting_roots is not None
+
     def _confirmed(self, told: tuple[Intention, ...], moment: float) -> bool:
         if self._doubted and self._doubted[0] == told:
             return moment - self._doubted[1] >= SECOND_LOOK
         self._doubted = (told, moment)
-        self.note("denies_vanished", "index went backwards and denies are gone; asking once more")
+        self.note(
+            "denies_vanished", "the agent lost its memory, and denies are gone; asking once more"
+        )
         return False
 
     def _take(self, verdict: Verdict) -> str:

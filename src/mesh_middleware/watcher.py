@@ -82,7 +82,7 @@ class Watcher:
         self._client = ConsulClient(settings, transport)
         self._now = now
         self._swept = swept
-        self._reader = MatchReader(settings.service)
+        self._reader, self._unsure = MatchReader(settings.service), False
         self._keepsake = open_keepsake(settings)
         self.follower = Follower(
             settings,
@@ -243,9 +243,11 @@ class Watcher:
             self._after_regress(regressed)
             if self._belief.snapshot.intentions is None:
                 await self._entries.prepare(self._parse_intentions(answer))
-            while not self._take_intentions(answer, regressed):
+            doubtful = regressed or self._unsure
+            while not self._take_intentions(answer, doubtful):
                 await asyncio.sleep(SECOND_LOOK)
-                answer, regressed = await self._client.ask(question), True
+                answer, doubtful = await self._client.ask(question), True
+            self._unsure = False
 
         await self.follower.follow("intentions", ask, take)
 
@@ -265,9 +267,13 @@ class Watcher:
         The list's index serves: the match blocks on it. What was matched before the list was read
         may be older than its index, so it is matched again, unless the agent has no index at all.
         """
+        # Should the list not be told, it stays unknown which index the denies had that were taken:
+        # whether the next answer's is lower cannot be seen then.
+        before, self._unsure = self._unsure, True
         self._belief.take_stricter(self._parse_intentions(answer), answer.body)
         index = (await self._client.ask(wire.intentions_question())).index
         again = await self._client.ask(question)
+        self._unsure = before
         return Answer(again.status, index, again.body, again.headers)
 
     async def _watch_upstream(self, upstream: UpstreamWatch, chained: bool) -> None:

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from mesh_middleware import Mesh
-from mesh_middleware.dev import DevAgent
+from mesh_middleware.dev import Answer, DevAgent, Request
 
 from ..support.servers import PATIENCE, until
 from .test_r03_agent_away import RECOVERY, act
@@ -71,6 +71,32 @@ def test_r08_denies_survive_an_index_that_goes_backwards(
     until(lambda: "denies_vanished" in mesh.status()["events"], "the doubt")
     assert mesh.snapshot.intentions, "the deny still holds"
     assert mesh.wait_for(lambda s: s.intentions == (), PATIENCE), "and the second answer counts"
+
+
+def test_r08_denies_hold_that_were_told_without_an_index(agent: DevAgent, join: Join) -> None:
+    """
+    Consul 1.8 tells them without one. It dies before it has told the list's, and is rebuilt.
+
+    No index went backwards that was ever known: vanished denies are doubted all the same.
+    """
+    rebuilt = False
+    deny = {"SourceName": "web", "DestinationName": "tax", "Action": "deny", "Precedence": 9}
+
+    async def old(request: Request) -> Answer | None:
+        if request.path == "/v1/connect/intentions/match":
+            return Answer({"tax": None if rebuilt else [deny]}, consistent=True)
+        if request.path == "/v1/connect/intentions":
+            return Answer([], index=9) if rebuilt else Answer("No cluster leader", 500)
+        return None
+
+    agent.interpose = old
+    mesh = join()
+    assert mesh.wait_for(lambda s: bool(s.intentions), PATIENCE)
+    until(lambda: "intentions" in mesh.status()["troubles"], "a list that is not told")
+    rebuilt = True
+    until(lambda: "denies_vanished" in mesh.status()["events"], "the doubt")
+    assert mesh.snapshot.intentions
+    assert mesh.wait_for(lambda s: s.intentions == (), PATIENCE), "told twice"
 
 
 def test_r08_revoked_token_keeps_the_last_good(agent: DevAgent, join: Join) -> None:
