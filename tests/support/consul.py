@@ -82,6 +82,7 @@ class RealConsul:
         self._dns = dns
         self._process: subprocess.Popen[bytes] | None = None
         self._log = tempfile.TemporaryFile()
+        self._ports: list[int] = []
         self.url = ""
         self.version = ""
 
@@ -92,7 +93,7 @@ class RealConsul:
         Raises:
             RuntimeError: it ended, or did not get there in time; with its last words.
         """
-        http, server, serf = free_ports(3)
+        http, server, serf = self._ports = self._ports or free_ports(3)
         self.url = f"http://127.0.0.1:{http}"
         command = [
             self.binary, "agent", "-dev", "-node=real", "-bind=127.0.0.1", "-client=127.0.0.1",
@@ -140,6 +141,18 @@ class RealConsul:
         """What it has printed."""
         self._log.seek(0)
         return self._log.read().decode(errors="replace")
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        assert self._process is not None
+        return self._process.pid
+
+    def kill(self) -> None:
+        """End it without a word; it may `start` again at the same ports, and knows nothing then."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait(10)
 
     def stop(self) -> None:
         """End it, by pid, and wait for its end."""
