@@ -21,11 +21,11 @@ LAYERS = [
     "config consul.wire consul.watch consul.intentions consul.pieces consul.entries consul.chains"
     " consul.rereading",
     # edges
-    "consul.client consul.defaults consul.lookout consul.shifts tls gate standing resolve resolve_dns"
-    " routing keepsake jwks",
+    "consul.client consul.defaults consul.lookout consul.shifts tls gate standing resolve"
+    " resolve_dns routing keepsake jwks",
     # the heart
     "mesh plugins hookspecs belief chains entries following registration upstreams watcher metrics"
-    " raw keeper probe",
+    " raw keeper probe refusals",
     # doors, and what they share
     "asgi wsgi flask httpx httpx2 servers doors answers live",
     # commands

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import ssl
 from pathlib import Path
 
 from mesh_middleware import Mesh, Reason
@@ -20,12 +21,14 @@ def test_every_metric_is_written_once_with_type_and_help() -> None:
     mesh.counts[Reason.INTENTION_ALLOW] = 1
     mesh.shadowed[Reason.DEFAULT_DENY] = 3
     mesh._belief.note("leaf_rejected", "expired")
+    mesh._refusals.note(ssl.SSLError("no TLS"), joined=True)
     lines = render_metrics(mesh.status()).splitlines()
     samples = [found for line in lines if (found := LINE.fullmatch(line))]
     assert len(samples) + 2 * len(METRICS) == len(lines)
     assert {found[1] for found in samples} == set(METRICS)
     decisions = {found[3]: found[4] for found in samples if found[3]}
     counts = {"no_peer": "2", "intention_allow": "1", "default_deny": "3", "leaf_rejected": "1"}
+    counts["tls"] = "1"
     assert decisions == counts
 
 

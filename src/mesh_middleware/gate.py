@@ -35,6 +35,7 @@ Gate = Callable[[bytes | None], Peer]
 """Takes the peer's certificate in DER, returns who it is or raises `ssl.SSLError`."""
 
 _UNSHAKEN = "the handshake has not passed the gate"
+_UNFINISHED = (ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 _peer: ContextVar[Peer | None] = ContextVar("mesh_middleware_peer", default=None)
 _standing: ContextVar[Standing | None] = ContextVar("mesh_middleware_standing", default=None)
@@ -50,6 +51,7 @@ class GateError(ssl.SSLCertVerificationError):
 
     def __init__(self, reason: str, mismatch: PeerMismatchError | None = None) -> None:
         super().__init__(1, f"[MESH_PEER_REFUSED] {reason}")
+        self.rule = reason
         self.mismatch = mismatch
 
 
@@ -104,11 +106,17 @@ class GatedObject(Gated, ssl.SSLObject):
 
     mesh_standing: Standing | None = None
     mesh_now: Callable[[], datetime] = staticmethod(utc_now)
+    mesh_refused: Callable[[ssl.SSLError], None] | None = None
 
     def do_handshake(self) -> None:
         """Finish the handshake, then pass the gate."""
-        super().do_handshake()
-        self._pass_gate()
+        try:
+            super().do_handshake()
+            self._pass_gate()
+        except ssl.SSLError as error:
+            if self.mesh_refused is not None and not isinstance(error, _UNFINISHED):
+                self.mesh_refused(error)
+            raise
         if self.mesh_standing is not None and self.mesh_peer is not None:
             self.mesh_standing.begin(self, self.mesh_peer, self.mesh_now())
 

@@ -31,6 +31,7 @@ from .intentions import Decision, Reason, RequestFacts, decision
 from .metrics import render_metrics
 from .plugins import Plugins
 from .raw import Calling
+from .refusals import Refusals, Told
 from .resolve import UpstreamKind
 from .routing.report import AttemptReport
 from .snapshot import Snapshot
@@ -40,9 +41,6 @@ from .watcher import Watcher
 
 _log = logging.getLogger("mesh_middleware.mesh")
 _decisions = logging.getLogger("mesh_middleware.decision")
-
-MAX_TOLD = 1000
-"""Kinds of denial that are logged as warnings, each once; more of the same are debug lines."""
 
 _meshes: weakref.WeakSet[Mesh] = weakref.WeakSet()
 _default: Mesh | None = None
@@ -83,11 +81,12 @@ class Mesh(Calling):
         self.settings = settings or load_settings({"service": service, **options})
         self.counts: dict[Reason, int] = {}
         self.shadowed: dict[Reason, int] = {}
+        self._refusals = Refusals()
         self._transport = transport
         self._plugins = Plugins(plugins, installed=self.settings.plugins)
         self._clock = clock
         self._lock = threading.Lock()
-        self._told: set[tuple[str, str, Reason]] = set()
+        self._told = Told()
         self._listeners: list[Callable[[], Callable[[], None] | None]] = []
         self._reset()
         _meshes.add(self)
@@ -220,7 +219,8 @@ class Mesh(Calling):
         this process), ``troubles`` (what the agent does not answer, and why),
         ``clock_skew_seconds`` (our clock against the agent's), ``notes`` (answers not simply
         taken), ``events`` (count per code of notes and troubles), ``decisions`` (count per reason),
-        ``shadowed`` (those denied, and let through in shadow mode), ``plugins``.
+        ``shadowed`` (those denied, and let through in shadow mode), ``handshakes_refused`` (count
+        per code), ``plugins``.
         """
         snapshot, watcher = self._belief.snapshot, self._watcher
         leaf, roots = snapshot.leaf, snapshot.roots
@@ -249,6 +249,7 @@ class Mesh(Calling):
             "events": dict(self._belief.events),
             "decisions": {str(reason): count for reason, count in self.counts.items()},
             "shadowed": {str(reason): count for reason, count in self.shadowed.items()},
+            "handshakes_refused": dict(self._refusals.counts),
             "plugins": self._plugins.names(),
         }
 
@@ -292,6 +293,7 @@ class Mesh(Calling):
                 self._now,
                 may_connect=self._may_connect if self.settings.deny_in_handshake else None,
                 max_age=self.settings.max_connection_age or math.inf,
+                refused=lambda error: self._refusals.note(error, self._belief.snapshot.joined),
             )
         return self._server
 
@@ -406,10 +408,7 @@ class Mesh(Calling):
 
     def _log_denial(self, verdict: Decision, peer: Peer | None, what: str) -> None:
         source = peer.id.uri if peer else "nobody"
-        kind = (what, source, verdict.reason)
-        first = kind not in self._told and len(self._told) < MAX_TOLD
-        if first:
-            self._told.add(kind)
+        first = self._told.is_first(what, source, verdict.reason)
         level = logging.WARNING if first else logging.DEBUG
         _decisions.log(level, "%s %s: %s %s", what, source, verdict.reason, verdict.detail)
 

@@ -26,6 +26,7 @@ METRICS = {
     "mesh_events_total": ("counter", "Notes and troubles with the agent, per code."),
     "mesh_decisions_total": ("counter", "Requests judged, per reason."),
     "mesh_shadowed_total": ("counter", "Requests denied, and let through in shadow mode."),
+    "mesh_handshakes_refused_total": ("counter", "Handshakes that ended badly, per code."),
 }
 """Every metric: its type and what it says."""
 
@@ -34,6 +35,7 @@ _COUNTED = {
     "mesh_events_total": ("events", "code"),
     "mesh_decisions_total": ("decisions", "reason"),
     "mesh_shadowed_total": ("shadowed", "reason"),
+    "mesh_handshakes_refused_total": ("handshakes_refused", "code"),
 }
 
 

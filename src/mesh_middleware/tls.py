@@ -140,6 +140,7 @@ class LiveContext(ssl.SSLContext):
     _expected: ServiceId | None
     _may_connect: Callable[[SpiffeId], bool] | None = None
     _max_age: float = math.inf
+    _refused: Callable[[ssl.SSLError], None] | None = None
 
     def set_alpn_protocols(self, alpn_protocols: Any) -> None:
         """Remember the protocols to offer, for every connection from now on."""
@@ -155,6 +156,7 @@ class LiveContext(ssl.SSLContext):
         if self._role == "server":
             made.mesh_standing = Standing(generation, self._newest, self._max_age)
             made.mesh_now = self._now
+            made.mesh_refused = self._refused
         return made
 
     def wrap_socket(  # type: ignore[override]
@@ -212,6 +214,7 @@ def server_context(
     *,
     may_connect: Callable[[SpiffeId], bool] | None = None,
     max_age: float = math.inf,
+    refused: Callable[[ssl.SSLError], None] | None = None,
 ) -> LiveContext:
     """
     Make the context that a server uses for its whole life.
@@ -221,9 +224,11 @@ def server_context(
         now: this moment, aware UTC.
         may_connect: whether a peer may connect at all; ``None`` leaves that to its requests.
         max_age: seconds after which a connection ends at its next bytes.
+        refused: hears why a handshake failed.
     """
     context = _live(_SERVER, newest, now, None)
     context._may_connect, context._max_age = may_connect, max_age
+    context._refused = refused
     context.verify_mode = ssl.CERT_REQUIRED
     context.set_alpn_protocols(SERVER_ALPN)
     return context
