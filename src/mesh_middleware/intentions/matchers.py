@@ -57,6 +57,8 @@ class HeaderTest:
             return (values is None) is self.invert
         if values is None:
             return False
+        if len(values) == 1:
+            return self.test(values[0]) is not self.invert
         return any(map(self.test, values)) is not self.invert
 
 

@@ -20,7 +20,7 @@ from urllib.parse import quote_from_bytes
 
 from . import paths, wire
 from .facts import RequestFacts
-from .headers import TooMuchError
+from .headers import HeaderView, TooMuchError
 from .matchers import PathTable, Step
 from .model import Decision, Intention, decision
 from .reasons import Reason
@@ -50,7 +50,8 @@ class Outcome(NamedTuple):
     """
     What a path leads to: the branches that decide, and what Envoy's rules would ask.
 
-    It is *plain* where one branch, of an intention with permissions, decides alone.
+    It is *plain* where one branch, of an intention with permissions and without a demand for a
+    token, decides alone.
     """
 
     branches: tuple[Branch, ...]
@@ -139,14 +140,15 @@ class Program:
         if type(outcome) is not Outcome:
             assert isinstance(outcome, Decision)
             return outcome
-        request = Request(facts, self._terms)
+        terms = self._terms
+        view = HeaderView(facts, terms.options, strict=terms.reading == "strict")
         try:
-            if outcome.plain:
+            if outcome.plain and not terms.token_headers:
                 branch = outcome.branches[0]
-                verdict = walk_plainly(branch, self._terms.default, request)
-                if verdict is not None:
-                    return self._plain(verdict.reason, branch.intention, verdict.permission)
-            return self._conclude(outcome, request)
+                found = walk_plainly(branch.steps, terms.default, view)
+                if found is not None:
+                    return self._plain(found[0], branch.intention, found[1])
+            return self._conclude(outcome, Request(facts, terms, view))
         except TooMuchError as error:
             return decision(Reason.UNSOUND_HEADER, readings=("headers_split",), detail=str(error))
 

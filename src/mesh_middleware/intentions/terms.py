@@ -47,37 +47,23 @@ class Request:
 
     __slots__ = ("_facts", "_terms", "_tokens", "_view", "claims")
 
-    def __init__(self, facts: RequestFacts, terms: Terms) -> None:
+    def __init__(self, facts: RequestFacts, terms: Terms, view: HeaderView) -> None:
         self._facts = facts
         self._terms = terms
-        self._view: HeaderView | None = None
+        self._view = view
         self._tokens: Tokens | None = None
         self.claims: Mapping[str, Mapping[str, Any]] | None = None
-
-    @property
-    def view(self) -> HeaderView:
-        """The headers."""
-        if self._view is None:
-            strict = self._terms.reading == "strict"
-            self._view = HeaderView(self._facts, self._terms.options, strict=strict)
-        return self._view
 
     @property
     def tokens(self) -> Tokens:
         """The tokens."""
         if self._tokens is None:
-            self._tokens = self._terms.tokens(self._facts, self.view)
+            self._tokens = self._terms.tokens(self._facts, self._view)
         return self._tokens
-
-    def plainly(self, name: bytes) -> tuple[bool, Sequence[bytes] | None]:
-        """Read one header, where it has one reading only; see `HeaderView.plainly`."""
-        if name in self._terms.token_headers:
-            return False, None
-        return (self._view or self.view).plainly(name)
 
     def alternatives(self, name: bytes) -> tuple[Alternative, ...]:
         """Read one header, Envoy's reading first; see `HeaderView.alternatives`."""
-        found = (self._view or self.view).alternatives(name)
+        found = self._view.alternatives(name)
         if name in self._terms.token_headers and name in self.tokens.removed:
             return (Alternative("proxy", None), *found)
         return found

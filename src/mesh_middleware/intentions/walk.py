@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from .headers import HeaderView
 from .matchers import HeaderTest, Step
 from .model import Intention, JwtDemand
 from .reasons import Reason
@@ -91,28 +92,31 @@ def walk(
     return _with_tokens(verdict, intention.jwt, default, request, doubt) if doubt else verdict
 
 
-def walk_plainly(branch: Branch, default: Reason, request: Request) -> Verdict | None:
+def walk_plainly(
+    steps: Sequence[Step], default: Reason, view: HeaderView
+) -> tuple[Reason, int | None] | None:
     """
-    Find what decides in the only branch there is, where no header can be read in two ways.
+    Find what decides, where no header can be read in two ways and no token is demanded.
 
     Nearly every request is like that, and this is all it pays for.
 
+    Args:
+        steps: permissions of the only intention that decides; it demands no token itself.
+        view: the headers of the request.
+
     Returns:
-        The verdict that `walk` would give; ``None`` where it has to be asked.
+        Reason and permission that `walk` would give; ``None`` where it has to be asked.
     """
-    assert branch.intention is not None
-    if branch.intention.jwt:
-        return None
-    for step in branch.steps:
+    for step in steps:
         for test in step.headers:
-            sure, values = request.plainly(test.name)
+            sure, values = view.plainly(test.name)
             if not sure:
                 return None
             if not test.matches(values):
                 break
         else:
-            return None if step.jwt else Verdict(step.allow, step.reason, step.index)
-    return Verdict(default.allows, default)
+            return None if step.jwt else (step.reason, step.index)
+    return default, None
 
 
 def _with_tokens(
