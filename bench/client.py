@@ -50,12 +50,14 @@ class Mode:
         threads: that call, each one call after the other; 0 means tasks of one event loop.
         tasks: that call, when there are no threads.
         count: calls of one run.
+        http2: whether HTTP/2 is offered.
     """
 
     name: str
     threads: int
     tasks: int
     count: int
+    http2: bool = False
 
     @property
     def concurrent(self) -> int:
@@ -68,6 +70,9 @@ MODES = (
     Mode("sync, 16 threads", 16, 0, 1600),
     Mode("async, 1", 0, 1, 1000),
     Mode("async, 16", 0, 16, 1600),
+    Mode("async, 32", 0, 32, 1600),
+    Mode("sync, 1, HTTP/2", 1, 0, 300, http2=True),
+    Mode("async, 16, HTTP/2", 0, 16, 800, http2=True),
 )
 
 
@@ -118,24 +123,32 @@ class Way:
         options: of the client.
         kinds: sync and async client.
         pids: processes on the other side.
+        http2_url: called instead where HTTP/2 is offered; empty is the same.
     """
 
     url: str
     options: Mapping[str, Any]
     kinds: tuple[Callable[..., Any], Callable[..., Any]]
     pids: Sequence[int]
+    http2_url: str = ""
+
+    def take(self, mode: Mode) -> tuple[str, Mapping[str, Any]]:
+        """What is called, and the client's options."""
+        if not mode.http2:
+            return self.url, self.options
+        return self.http2_url or self.url, {**self.options, "http2": True}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, and tell how it went: 0 when everything could be measured."""
     parser = argparse.ArgumentParser(prog="python -m bench.client")
-    parser.add_argument("--rounds", type=int, default=None, help="interleaved rounds (15)")
+    parser.add_argument("--rounds", type=int, default=None, help="interleaved rounds (11)")
     parser.add_argument("--quick", action="store_true", help="see that it works: 2 small rounds")
     parser.add_argument("--reader", choices=("httptools", "h11"), default="httptools")
     options = parser.parse_args(arguments)
     if options.reader == "h11":
         vars(h1)["httptools"] = None
-    rounds = options.rounds or (2 if options.quick else 15)
+    rounds = options.rounds or (2 if options.quick else 11)
     try:
         with tempfile.TemporaryDirectory(prefix="mesh-bench-") as folder, Processes() as started:
             stage = Stage.open(Path(folder), started)
@@ -163,6 +176,7 @@ def _ways(stage: Stage, mesh: Mesh) -> dict[str, Way]:
     for server in (direct, inbound):
         stage.check(server)
     port, outbound = _outbound(stage, inbound.port)
+    port2, outbound2 = _outbound(stage, inbound.port, http2=True)
     expected = ServiceId(stage.trust_domain, "default", "dc1", SERVICE)
     resolver = StaticResolver({SERVICE: [Endpoint("127.0.0.1", direct.port, expected)]})
     stock = (httpx.Client, httpx.AsyncClient)
@@ -175,16 +189,18 @@ def _ways(stage: Stage, mesh: Mesh) -> dict[str, Way]:
             f"http://127.0.0.1:{port}{PATH}",
             {"trust_env": False},
             stock,
-            [*inbound.pids, *outbound.pids()],
+            [*inbound.pids, *outbound.pids(), *outbound2.pids()],
+            f"http://127.0.0.1:{port2}{PATH}",
         ),
     }
 
 
-def _outbound(stage: Stage, upstream: int) -> tuple[int, Process]:
+def _outbound(stage: Stage, upstream: int, *, http2: bool = False) -> tuple[int, Process]:
     """Start the caller's own Envoy: plain in, mutual TLS out."""
     port = free_port()
-    file = stage.folder / "outbound.json"
-    file.write_text(json.dumps(_outbound_config(stage, port, upstream)))
+    name = "outbound-2" if http2 else "outbound"
+    file = stage.folder / f"{name}.json"
+    file.write_text(json.dumps(_outbound_config(stage, port, upstream, http2=http2)))
     command = [
         str(Path(sys.executable).with_name("envoy")),
         "-c",
@@ -194,7 +210,7 @@ def _outbound(stage: Stage, upstream: int) -> tuple[int, Process]:
         "--concurrency",
         "2",
     ]
-    process = stage.started.start("outbound", [*command, "--disable-hot-restart"], stage.folder)
+    process = stage.started.start(name, [*command, "--disable-hot-restart"], stage.folder)
     deadline = time.monotonic() + 20
     with httpx.Client(trust_env=False) as client:
         while True:
@@ -208,7 +224,7 @@ def _outbound(stage: Stage, upstream: int) -> tuple[int, Process]:
             time.sleep(0.05)
 
 
-def _outbound_config(stage: Stage, port: int, upstream: int) -> dict[str, Any]:
+def _outbound_config(stage: Stage, port: int, upstream: int, *, http2: bool) -> dict[str, Any]:
     types = "type.googleapis.com/envoy.extensions"
     who = stage.identity(CALLER)
     tls = {
@@ -248,6 +264,14 @@ def _outbound_config(stage: Stage, port: int, upstream: int) -> dict[str, Any]:
             "endpoints": [{"lb_endpoints": [endpoint]}],
         },
         "transport_socket": {"name": "envoy.transport_sockets.tls", "typed_config": tls},
+        "typed_extension_protocol_options": {
+            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+                "@type": f"{types}.upstreams.http.v3.HttpProtocolOptions",
+                "explicit_http_config": {
+                    "http2_protocol_options" if http2 else "http_protocol_options": {}
+                },
+            }
+        },
     }
     listener = {"name": "outbound", "address": _address(port), "filter_chains": [chain]}
     return {"static_resources": {"listeners": [listener], "clusters": [cluster]}}
@@ -271,8 +295,8 @@ def _round(ways: Mapping[str, Way], number: int, quick: bool) -> dict[tuple[str,
 def _measure(way: Way, mode: Mode, count: int) -> Sample:
     each = count // mode.concurrent
     if mode.threads:
-        return _measure_threads(way, mode.threads, each)
-    return asyncio.run(_measure_tasks(way, mode.tasks, each))
+        return _measure_threads(way, mode, each)
+    return asyncio.run(_measure_tasks(way, mode, each))
 
 
 class _Clock:
@@ -295,39 +319,41 @@ class _Clock:
         )
 
 
-def _measure_threads(way: Way, threads: int, each: int) -> Sample:
-    with way.kinds[0](**way.options) as client, ThreadPoolExecutor(threads) as pool:
+def _measure_threads(way: Way, mode: Mode, each: int) -> Sample:
+    url, options = way.take(mode)
+    with way.kinds[0](**options) as client, ThreadPoolExecutor(mode.threads) as pool:
 
         def call(count: int) -> list[float]:
             found = []
             for _ in range(count):
                 began = time.perf_counter()
-                response = client.get(way.url)
+                response = client.get(url)
                 found.append(time.perf_counter() - began)
                 response.raise_for_status()
             return found
 
-        list(pool.map(call, [WARM_UP] * threads))
+        list(pool.map(call, [WARM_UP] * mode.threads))
         clock = _Clock(way)
-        runs = list(pool.map(call, [each] * threads))
+        runs = list(pool.map(call, [each] * mode.threads))
         return clock.sample([one for run in runs for one in run])
 
 
-async def _measure_tasks(way: Way, tasks: int, each: int) -> Sample:
-    async with way.kinds[1](**way.options) as client:
+async def _measure_tasks(way: Way, mode: Mode, each: int) -> Sample:
+    url, options = way.take(mode)
+    async with way.kinds[1](**options) as client:
 
         async def call(count: int) -> list[float]:
             found = []
             for _ in range(count):
                 began = time.perf_counter()
-                response = await client.get(way.url)
+                response = await client.get(url)
                 found.append(time.perf_counter() - began)
                 response.raise_for_status()
             return found
 
-        await _all(call, WARM_UP, tasks)
+        await _all(call, WARM_UP, mode.tasks)
         clock = _Clock(way)
-        runs = await _all(call, each, tasks)
+        runs = await _all(call, each, mode.tasks)
         return clock.sample([one for run in runs for one in run])
 
 
