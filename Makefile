@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 PROJECTS := pyproject.toml $(wildcard plugins/*/pyproject.toml)
 
-.PHONY: demo test lint bench fuzz clean install
+.PHONY: demo test lint bench fuzz soak reliability clean install
 
 demo: $(STAMP)
 	$(BIN)/mesh demo
