@@ -8,9 +8,12 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
+from urllib.parse import unquote
 
 from mesh_middleware.cli.batch import Batch
-from mesh_middleware.intentions import Normalization
+from mesh_middleware.consul.intentions import parse_intentions
+from mesh_middleware.intentions import AsgiFacts, Normalization, Policy, compile_policy
+from mesh_middleware.intentions.wire import unsound
 
 from . import envoy, rbac, tokens
 
@@ -115,6 +118,47 @@ def ask_us(cases: Iterable[Json], reading: str, vault: tokens.Vault, now: float)
             )
         answers.append(batches[options].answer(json.dumps(case)))
     return answers
+
+
+def ask_asgi(cases: Iterable[Json], vault: tokens.Vault, now: float) -> list[bool]:
+    """
+    Ask our engine in strict as the door of ASGI does, on requests as Hypercorn hands them over.
+
+    Heads that Envoy's codec refuses whatever the policy says are the server's affair: not allowed.
+    """
+    policies: dict[str, Policy] = {}
+    return [_ask_asgi(case, vault, now, policies) for case in cases]
+
+
+def _ask_asgi(case: Json, vault: tokens.Vault, now: float, known: dict[str, Policy]) -> bool:
+    request, options = case["request"], normalization(case.get("normalization") or {})
+    method, target = request["method"].encode("latin-1"), request["target"].encode("latin-1")
+    lines = [(a.encode("latin-1"), b.encode("latin-1")) for a, b in request["headers"]]
+    if unsound(method, target, lines, options):
+        return False
+    path, _, query = target.partition(b"?")
+    facts = AsgiFacts(
+        {
+            "method": request["method"],
+            "path": unquote(path.decode("ascii")),
+            "raw_path": path,
+            "query_string": query,
+            "headers": [(name.lower(), value.strip(b" \t")) for name, value in lines],
+        }
+    )
+    key = json.dumps([case.get(part) for part in _POLICY])
+    if key not in known:
+        known[key] = compile_policy(
+            parse_intentions(case["intentions"]),
+            service="web",
+            trust_domain=case["trust_domain"],
+            default_allow=case["default_allow"],
+            protocol=case["protocol"],
+            jwt_providers=vault.providers(),
+            normalization=options,
+            clock=lambda: now,
+        )
+    return facts.sound and known[key].decide_uri(case["source_uri"], facts).allowed
 
 
 def normalization(options: Json) -> Normalization:

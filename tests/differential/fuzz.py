@@ -41,11 +41,13 @@ class Round:
         found = []
         exact = compare.ask_us(filled, "envoy", self.vault, time.time())
         strict = compare.ask_us(filled, "strict", self.vault, time.time())
-        for case, one, verdict, ours, stricter in zip(
-            drawn, filled, envoy, exact, strict, strict=True
+        asgi = compare.ask_asgi(filled, self.vault, time.time())
+        for case, one, verdict, ours, stricter, passed in zip(
+            drawn, filled, envoy, exact, strict, asgi, strict=True
         ):
             same = not compare.differences([one], [verdict], [ours])
-            if not same or compare.looser([one], [verdict], [stricter]):
+            loose = passed and not verdict
+            if loose or not same or compare.looser([one], [verdict], [stricter]):
                 found.append(case)
         return found
 

@@ -27,6 +27,7 @@ class Judged:
     envoy: list[bool]
     exact: list[Json]
     strict: list[Json]
+    asgi: list[bool]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,8 @@ def judged() -> Judged:
     corpus = [vault.fill(case) for case in drawn]
     verdicts = compare.ask_envoy(corpus, vault)
     exact, strict = (compare.ask_us(corpus, name, vault, now) for name in ("envoy", "strict"))
-    return Judged(corpus, verdicts, exact, strict)
+    asgi = compare.ask_asgi(corpus, vault, now)
+    return Judged(corpus, verdicts, exact, strict, asgi)
 
 
 def test_the_corpus_is_large_and_even(judged: Judged) -> None:
@@ -67,6 +69,13 @@ def test_strict_is_never_looser_and_tells_why_it_is_stricter(judged: Judged) -> 
     assert compare.looser(judged.cases, judged.envoy, judged.strict) == []
     for answer in judged.strict:
         assert {word for name in answer["readings"] for word in name.split("+")} <= READINGS
+
+
+def test_a_request_in_an_asgi_scope_is_never_judged_looser(judged: Judged) -> None:
+    """What the door of ASGI lets through, as Hypercorn hands it over, Envoy lets through."""
+    pairs = zip(judged.cases, judged.envoy, judged.asgi, strict=True)
+    assert [case for case, envoy, asgi in pairs if asgi and not envoy] == []
+    assert sum(judged.asgi) > sum(answer["allowed"] for answer in judged.strict) * 0.8
 
 
 def test_strict_is_of_use(judged: Judged) -> None:
