@@ -1,5 +1,7 @@
 # Each target makes .venv when it is missing and does nothing twice.
 PYTHON ?= python3
+# Each server is a process of its own: without compiled modules every start would compile them all.
+unexport PYTHONDONTWRITEBYTECODE
 BIN := .venv/bin
 STAMP := .venv/installed
 PROJECTS := pyproject.toml $(wildcard plugins/*/pyproject.toml)
