@@ -6,12 +6,14 @@ import json
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from typing import Any
 
 import httpx
 import pytest
 
+from mesh_middleware import Mesh, hookimpl
 from mesh_middleware.exceptions import (
     BreakerOpenError,
     ConfigError,
@@ -800,3 +802,117 @@ def test_what_is_kept_of_urls_is_bounded(mesh: StaticMesh) -> None:
             client.build_request("GET", f"https://tax/{number}")
             client.build_request("GET", f"https://tax/{number}" + "x" * 300)
         assert 0 < len(client._urls._read) <= 256
+
+
+def test_retry_after_is_waited_for_when_it_is_short(
+    authority: Authority, mesh: StaticMesh, driver: Driver
+) -> None:
+    """A route that repeats 503 waits as long as the answer asks, within the call's time; one that
+    asks for too much, or for longer than the call may take, is the answer."""
+    said = [b"1"]
+
+    def script(wire: Wire) -> None:
+        while wire.read_head():
+            arrived.append(time.monotonic())
+            if len(arrived) == 1:
+                head = b"HTTP/1.1 503 No\r\nContent-Length: 0\r\nRetry-After: %b\r\n\r\n"
+                wire.send(head % said[0])
+            else:
+                wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+    arrived: list[float] = []
+    retries = Retries(1, frozenset(), frozenset({503}))
+    with serving(authority, script) as server, driver.client(mesh) as client:
+        mesh.tell("tax", server.endpoint("tax"))
+        course = mesh.watch_upstream("tax").course
+        course.learn_manners(Manners(Breaking(enforcing=0), retries=retries, budget=1.0), 0.0)
+        assert client.get("https://tax/").status_code == 200
+        assert 0.9 < arrived[1] - arrived[0] < PATIENCE
+        arrived.clear()
+        limited = {"mesh": {"timeout": 0.5}}
+        assert client.get("https://tax/", extensions=limited).status_code == 503
+        for said[0], status in (
+            (b"11", 503),
+            (b"Fri, 01 Jan 2100 00:00:00 GMT", 503),
+            (b"0", 200),
+            (b"soon", 200),
+        ):
+            arrived.clear()
+            assert client.get("https://tax/").status_code == status
+
+
+def test_an_instance_that_is_gone_answers_what_it_was_asked(
+    authority: Authority, mesh: StaticMesh, driver: Driver
+) -> None:
+    """It drains: a call under way ends well on its connection, new ones go elsewhere, and then
+    the connection is closed."""
+    arrived, go_on, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def leaving(wire: Wire) -> None:
+        wire.read_head()
+        arrived.set()
+        assert go_on.wait(PATIENCE)
+        wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nold")
+        assert wire.read_to_end() == b""
+        ended.set()
+
+    with (
+        serving(authority, leaving) as old,
+        serving(authority, answering(b"new")) as new,
+        driver.client(mesh) as client,
+        ThreadPoolExecutor(1) as threads,
+    ):
+        mesh.tell("tax", old.endpoint("tax"))
+        call = threads.submit(client.get, "https://tax/")
+        assert arrived.wait(PATIENCE)
+        mesh.tell("tax", new.endpoint("tax"))
+        assert {client.get("https://tax/").text for _ in range(5)} == {"new"}
+        go_on.set()
+        assert call.result(PATIENCE).text == "old"
+        if driver.kind != "trio":  # whose connections are httpx's, which looks at them later
+            client.get("https://tax/")
+            assert ended.wait(PATIENCE)
+
+
+@pytest.mark.parametrize("http2", [False, True], ids=["HTTP/1.1", "HTTP/2"])
+@pytest.mark.parametrize("alpn", [(), ("http/1.1",), ("h2",)], ids=str)
+def test_the_protocol_is_what_both_ends_speak(
+    authority: Authority, mesh: StaticMesh, driver: Driver, http2: bool, alpn: tuple[str, ...]
+) -> None:
+    """A peer without ALPN, or without HTTP/2, is spoken to in HTTP/1.1, whatever was offered;
+    HTTP/2 begins only where the peer chose it."""
+    seen: list[bytes] = []
+
+    def script(wire: Wire) -> None:
+        seen.append(wire.read_exactly(14))
+        wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        wire.read_to_end()
+
+    with serving(authority, script, alpn=alpn) as server, driver.client(mesh, http2=http2) as it:
+        mesh.tell("tax", server.endpoint("tax"))
+        if http2 and alpn == ("h2",):
+            with pytest.raises(httpx.TransportError):
+                it.get("https://tax/")
+            assert seen == [b"PRI * HTTP/2.0"]
+        else:
+            assert it.get("https://tax/").text == "ok"
+            assert seen == [b"GET / HTTP/1.1"]
+
+
+def test_a_plugin_hears_of_attempts(authority: Authority) -> None:
+    """`mesh_attempt` of a real plugin of a real mesh is what calls tell."""
+    told: list[AttemptReport] = []
+
+    class Plugin:
+        @hookimpl
+        def mesh_attempt(self, attempt: AttemptReport) -> None:
+            told.append(attempt)
+            raise RuntimeError("a plugin's failure is its own")
+
+    plain, watching = Mesh("order", plugins=()), Mesh("order", plugins=(Plugin(),))
+    assert plain.attempt_told is None
+    hears = watching.attempt_told
+    assert hears is not None
+    report = AttemptReport("tax", "GET", Endpoint("127.0.0.1", 1, service_id("tax")), 1, "reset")
+    hears(report)
+    assert told == [report]

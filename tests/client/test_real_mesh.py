@@ -44,14 +44,16 @@ def join(mesh_agent: DevAgent) -> Iterator[Callable[..., Mesh]]:
 
 
 @contextmanager
-def served(join: Callable[..., Mesh], name: str, script: Script) -> Iterator[ScriptServer]:
-    """Serve *script* as an instance of *name* that registers itself."""
+def served(
+    join: Callable[..., Mesh], name: str, script: Script, *, count: int = 1, **options: Any
+) -> Iterator[ScriptServer]:
+    """Serve *script* as an instance of *name* that registers itself, the *count*-th."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    mesh = join(name, register=True, address="127.0.0.1", port=port)
+    mesh = join(name, register=True, address="127.0.0.1", port=port, **options)
     health = f"{mesh.settings.agent}/v1/health/connect/{name}?passing=1"
     with ScriptServer(mesh.server_context(), script, port) as server, mesh:
-        until(lambda: len(httpx.get(health, trust_env=False).json()) == 1, f"one {name}")
+        until(lambda: len(httpx.get(health, trust_env=False).json()) == count, f"{count} {name}")
         yield server
 
 
@@ -207,3 +209,80 @@ def _call_in_child(client: Client) -> int:
     except BaseException:
         traceback.print_exc()
         return 2
+
+
+def configure(agent: DevAgent, kind: str, name: str, **fields: Any) -> None:
+    """Write a config entry."""
+    body = {"Kind": kind, "Name": name, **fields}
+    httpx.put(f"{agent.url}/v1/config", json=body, trust_env=False).raise_for_status()
+
+
+def test_a_canary_is_told_in_the_answer_and_sticks_to_its_key(
+    mesh_agent: DevAgent, join: Callable[..., Mesh], driver: Driver
+) -> None:
+    """A router sends testers to version 2, a splitter halves the rest; who answered and by which
+    way is in ``extensions["mesh"]``; a call with a key always goes the same way."""
+    subsets = {f"v{number}": {"Filter": f"Service.Meta.version == {number}"} for number in (1, 2)}
+    halves = [{"Weight": 50, "ServiceSubset": name} for name in subsets]
+    tester = {"Match": {"HTTP": {"Header": [{"Name": "x-tester", "Present": True}]}}}
+    configure(mesh_agent, "service-defaults", "tax", Protocol="http")
+    configure(mesh_agent, "service-resolver", "tax", Subsets=subsets)
+    configure(mesh_agent, "service-splitter", "tax", Splits=halves)
+    to = {"ServiceSubset": "v2", "PrefixRewrite": "/new"}
+    route = {**tester, "Destination": to}
+    configure(mesh_agent, "service-router", "tax", Routes=[route])
+    mesh = join("order")
+    with (
+        served(join, "tax", answering(b"v1"), meta={"version": "1"}),
+        served(join, "tax", answering(b"v2"), count=2, meta={"version": "2"}),
+        driver.client(mesh) as client,
+    ):
+        watched = mesh.upstream("tax")
+        assert watched.wait_for(lambda state: len(state.instances) == 2, PATIENCE)
+        found = [client.get("https://tax/") for _ in range(40)]
+        assert {one.text for one in found} == {"v1", "v2"}
+        assert all(one.extensions["mesh"].split.startswith(one.text + ".tax") for one in found)
+        assert {client.get("https://tax/", headers={"x-tester": "1"}).text} == {"v2"}
+        for key in ("ann", "bob", "cyd", "dan"):
+            again = [client.get("https://tax/", extensions={"mesh": {"key": key}}) for _ in "12345"]
+            assert len({one.text for one in again}) == 1
+
+
+def test_a_silent_instance_does_not_use_up_the_time_of_a_raw_connection(
+    mesh_agent: DevAgent, join: Callable[..., Mesh]
+) -> None:
+    """One that takes the connection and says nothing is left after ``ConnectTimeoutMs``, and
+    another is asked; nothing is left under way."""
+    upstreams = {"Defaults": {"ConnectTimeoutMs": 200}}
+    configure(mesh_agent, "service-defaults", "order", UpstreamConfig=upstreams)
+    mesh = join("order")
+
+    def echo(wire: Wire) -> None:
+        wire.send(wire.read_exactly(4))
+
+    async def ask() -> bytes:
+        reader, writer = await mesh.connect("db", timeout=PATIENCE)
+        writer.write(b"ping")
+        try:
+            return await reader.readexactly(4)
+        finally:
+            writer.close()
+            await writer.wait_closed()
+
+    with served(join, "db", echo), socket.create_server(("127.0.0.1", 0)) as silent:
+        body = {
+            "Name": "db", "ID": "db-silent", "Address": "127.0.0.1",
+            "Port": silent.getsockname()[1], "Connect": {"Native": True},
+        }  # fmt: skip
+        url = f"{mesh_agent.url}/v1/agent/service/register"
+        httpx.put(url, json=body, trust_env=False).raise_for_status()
+        watched = mesh.upstream("db")
+        assert watched.wait_for(lambda state: len(state.instances) == 2, PATIENCE)
+        assert watched.course.manners.connect_timeout == 0.2
+        for _ in range(6):
+            assert asyncio.run(ask()) == b"ping"
+            with mesh.connect_socket("db", timeout=PATIENCE) as connection:
+                connection.sendall(b"ping")
+                assert connection.recv(4) == b"ping"
+            del connection
+        assert watched.state.outstanding == 0
