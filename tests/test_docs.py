@@ -19,7 +19,7 @@ from flask import Flask
 from starlette.applications import Starlette
 
 import mesh_middleware
-from mesh_middleware import config, exceptions, hookspecs, httpx
+from mesh_middleware import config, exceptions, hookspecs, httpx, refusals
 from mesh_middleware.cli.commands import app
 from mesh_middleware.dev import faults
 from mesh_middleware.intentions import Reason
@@ -114,10 +114,11 @@ def test_every_status_key_and_note_is_in_the_reference() -> None:
 
 
 def test_the_runbook_has_a_section_for_every_code() -> None:
-    """Each reason, note and trouble has a heading there, and no heading is of none."""
+    """Each reason, note, trouble and refused handshake has a heading, and no heading is of none."""
     sections = re.split(r"^### ", read("how_to/runbook.md"), flags=re.MULTILINE)[1:]
     found = [section.partition("\n")[0].strip("`") for section in sections]
-    assert sorted(found) == sorted({str(reason) for reason in Reason} | notes() | troubles())
+    codes = {str(reason) for reason in Reason} | notes() | troubles() | set(refusals.CODES)
+    assert sorted(found) == sorted(codes)
     lacking = [
         f"{code}: {part}"
         for code, section in zip(found, sections, strict=True)
