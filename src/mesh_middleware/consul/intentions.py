@@ -131,7 +131,8 @@ def parse_match(answer: object, name: str) -> tuple[Intention, ...]:
     Read an answer of ``/v1/connect/intentions/match?by=destination``.
 
     Args:
-        answer: the decoded JSON; or its text, which is then read in pieces.
+        answer: the decoded JSON; or its text, which is then read in pieces. Either way other
+            threads run meanwhile.
         name: the destination asked for; the answer is keyed by it as it was given.
 
     Returns:
@@ -143,10 +144,10 @@ def parse_match(answer: object, name: str) -> tuple[Intention, ...]:
     Source: reference 4.3; an empty list is ``null``.
     """
     if isinstance(answer, bytes):
-        return _parse_items(pieces.list_under(name, answer))
+        return _parse_items(paced(pieces.list_under(name, answer)))
     if not isinstance(answer, Mapping) or name not in answer:
         raise AgentAnswerError(f"intentions match: no list for {name!r} in the answer")
-    return parse_intentions(answer[name])
+    return _parse_items(paced(_list_of(answer[name])))
 
 
 def parse_intentions(items: object) -> tuple[Intention, ...]:
@@ -156,16 +157,20 @@ def parse_intentions(items: object) -> tuple[Intention, ...]:
     Raises:
         AgentAnswerError: *items* is neither a list nor ``null``.
     """
+    return _parse_items(_list_of(items))
+
+
+def _list_of(items: object) -> Sequence[object]:
     if items is None:
         return ()
     if not isinstance(items, list):
         raise AgentAnswerError("intentions match: a list of intentions was expected")
-    return _parse_items(items)
+    return items
 
 
 def _parse_items(items: Iterable[object]) -> tuple[Intention, ...]:
     known: Known = {}
-    return tuple(parse_intention(item, known) for item in paced(items))
+    return tuple(parse_intention(item, known) for item in items)
 
 
 def parse_entry(entry: object) -> tuple[Intention, ...]:

@@ -130,5 +130,16 @@ def _answer_lines(reading: Any, providers: Any, normalization: Any) -> int:
     for answer in judge.answers(lines):
         sys.stdout.write(answer + "\n")
         # Whoever waits for this answer before sending the next case shall not wait for ever.
-        sys.stdout.flush()
+        if _nothing_comes(sys.stdin):
+            sys.stdout.flush()
     return 0
+
+
+def _nothing_comes(stream: Any) -> bool:
+    """Tell whether nothing stands ready to be read; when in doubt, it does not."""
+    import select
+
+    try:
+        return not select.select([stream], [], [], 0)[0]
+    except (OSError, ValueError):  # no such thing as a file that is no socket on some platforms
+        return True
