@@ -113,6 +113,15 @@ def test_every_status_key_and_note_is_in_the_reference() -> None:
     assert [code for code in sorted(notes() | troubles()) if f"| `{code}` |" not in text] == []
 
 
+def test_every_logger_is_in_the_reference() -> None:
+    """Who configures logging finds all their names on one page."""
+    texts = "".join(file.read_text(encoding="utf-8") for file in SOURCES.rglob("*.py"))
+    names = set(re.findall(r'getLogger\("(mesh_middleware\.\w+)"\)', texts))
+    text = read("reference/status.md")
+    assert len(names) > 8
+    assert [name for name in sorted(names) if f"`{name}`" not in text] == []
+
+
 def test_the_runbook_has_a_section_for_every_code() -> None:
     """Each reason, note, trouble and refused handshake has a heading, and no heading is of none."""
     sections = re.split(r"^### ", read("how_to/runbook.md"), flags=re.MULTILINE)[1:]
