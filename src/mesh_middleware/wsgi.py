@@ -108,32 +108,21 @@ class _Pieces:
         environ: as it was judged; the application may have changed its own.
     """
 
-    __slots__ = (
-        "_answer",
-        "_door",
-        "_due",
-        "_environ",
-        "_parts",
-        "_peer",
-        "_snapshot",
-        "_standing",
-    )
-
     def __init__(self, answer: Iterable[bytes], door: Door, peer: Peer, environ: Environ) -> None:
         self._answer, self._parts = answer, iter(answer)
         self._door, self._peer, self._environ = door, peer, environ
         self._standing = current_standing()
         self._snapshot: Snapshot | None = None
-        self._due = time.monotonic() + LOOK_EVERY
-        if door.mesh is not None:
-            self._snapshot = door.mesh.snapshot
+        self._begun, self._due = False, 0.0
 
     def __iter__(self) -> Iterator[bytes]:
         return self
 
     def __next__(self) -> bytes:
         part = next(self._parts)
-        if self._is_over():
+        if not self._begun:
+            self._begun = True  # judged a moment ago; most answers have no more than this piece
+        elif self._is_over():
             if self._environ.get("SERVER_PROTOCOL") == "HTTP/2":
                 raise StopIteration  # its clients would wait for ever for a last frame
             # An end without the last chunk tells a cut answer from a complete one. Hypercorn,
