@@ -105,6 +105,12 @@ class Http1:
         """Connect."""
         self._reader, self._writer = await asyncio.open_connection(HOST, self._port, ssl=self._tls)
 
+    @property
+    def serial(self) -> int:
+        """Serial number of the certificate that the server has shown."""
+        tls = self._writer.get_extra_info("ssl_object")
+        return x509.load_der_x509_certificate(tls.getpeercert(binary_form=True)).serial_number
+
     async def close(self) -> None:
         """Disconnect."""
         # Not politely: Hypercorn's trio worker answers a TLS goodbye after the keep-alive timeout.

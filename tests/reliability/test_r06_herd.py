@@ -25,7 +25,7 @@ from .conftest import LONG
 
 APPS = 1000
 WATCHES = 2
-GONE, BACK, END = (20.0, 140.0, 160.0) if LONG else (20.0, 28.0, 40.0)
+GONE, BACK, END = (20.0, 80.0, 100.0) if LONG else (20.0, 28.0, 40.0)
 SETTLED = 2.0
 """Seconds after which nobody can know any more when the agent went away."""
 RECOVERY = 5.0

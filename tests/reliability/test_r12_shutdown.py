@@ -8,13 +8,16 @@ import time
 
 import pytest
 
+from mesh_middleware import Mesh
 from mesh_middleware.dev import Answer, DevAgent, Request
+from mesh_middleware.servers.hypercorn_tls import STREAMS_END
 
 from ..interop.callers import HOST, Http1, outsider_context
 from ..interop.conftest import Serve
 from ..interop.test_hypercorn import caller, healthy, registered
-from ..support.servers import Hypercorn, until
-from .apps import SLOW
+from ..support.servers import PATIENCE, Hypercorn, until
+from .apps import SLOW, STREAMS
+from .test_r10_live import drained, h1_stream_ends, websocket
 
 IN_FLIGHT = 100
 
@@ -67,3 +70,52 @@ def test_r12_all_in_flight_finish(workers: int, agent: DevAgent, serve: Serve) -
     assert order.told[:2] == ["critical", "deregistered"]
     assert took < 10.0 and HOST
     assert "Traceback" not in server.output, server.output
+
+
+async def streams(agent: DevAgent, server: Hypercorn) -> float:
+    """Open streams that never end by themselves, then send the signal; seconds until all ended."""
+    identity = caller(agent)
+    port, started = server.port(), asyncio.Event()
+    async with (
+        websocket(port, identity, "/speak") as busy,
+        websocket(port, identity, "/ws") as idle,
+    ):
+        events = asyncio.ensure_future(h1_stream_ends(port, identity, started))
+        await busy.recv()
+        await asyncio.wait_for(started.wait(), PATIENCE)
+        server.signal(signal.SIGTERM)
+        began = time.monotonic()
+        await asyncio.gather(drained(busy), drained(idle), asyncio.wait_for(events, PATIENCE))
+        return time.monotonic() - began
+
+
+@pytest.mark.timeout(90)
+@pytest.mark.parametrize("worker", ["asyncio", "uvloop"])
+def test_r12_live_streams_are_ended_in_time(worker: str, agent: DevAgent, serve: Serve) -> None:
+    """
+    WebSockets, idle and busy, and server-sent events: ended by us before the drain is over.
+
+    Without that one open stream keeps Python 3.12 and 3.13 from ending at all.
+    """
+    server = serve(STREAMS, worker_class=worker, graceful_timeout=4)
+    healthy(agent, 1)
+    took = asyncio.run(streams(agent, server))
+    assert took < 4.0 * STREAMS_END + 3.0
+    assert server.wait_end(15.0) == 0
+    assert registered(agent) == {}
+
+
+def test_r12_closing_is_quick_whenever_it_comes(agent: DevAgent) -> None:
+    """In the midst of joining or registering, and long after: nothing waits for its own timeout."""
+    slowest = 0.0
+    for number in range(30):
+        mesh = Mesh("tax", agent=agent.url, port=4711, plugins=()).start()
+        if number % 3:
+            assert mesh.ready(PATIENCE)
+        if number % 3 == 2:
+            assert mesh.wait_for(lambda _, m=mesh: m.status()["registered"], PATIENCE)
+        began = time.monotonic()
+        mesh.close()
+        slowest = max(slowest, time.monotonic() - began)
+        assert registered(agent) == {}
+    assert slowest < 0.9
