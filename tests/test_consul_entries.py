@@ -107,6 +107,12 @@ def test_a_local_provider_has_its_keys_at_once() -> None:
     assert found.keys is not None and len(found.keys.keys) == 1
 
 
+@pytest.mark.parametrize(("said", "skew"), [(None, 30), (0, 30), (5, 5), (30, 30), (3600, 30)])
+def test_skew_is_at_most_half_a_minute(said: int | None, skew: float) -> None:
+    """What Consul writes by default, or less."""
+    assert parse_provider(provider(ClockSkewSeconds=said)).provider.skew == skew
+
+
 def test_locations_are_read_in_order() -> None:
     """Header with its prefix, query parameter, cookie."""
     listed = [

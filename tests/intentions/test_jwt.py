@@ -167,10 +167,18 @@ def test_what_is_no_jwks_is_an_error(text: str) -> None:
 
 @pytest.mark.parametrize(("now", "good"), [(29, True), (30, True), (31, False), (-3600, True)])
 def test_clocks_may_differ_by_thirty_seconds(now: float, good: bool) -> None:
-    """Expiry is judged with a skew of 30 s, no more, whatever the provider's entry says."""
+    """Expiry is judged with a skew of 30 s, no more."""
     expires = NOW + 3600
     assert show(VAULT.token("role-user"), now=expires + now).allowed is good
     assert jws.SKEW <= 30
+
+
+@pytest.mark.parametrize(("skew", "late", "good"), [(5, 5, True), (5, 6, False), (90, 31, False)])
+def test_a_provider_may_grant_less_skew_and_no_more(skew: float, late: float, good: bool) -> None:
+    """``ClockSkewSeconds`` narrows the thirty seconds, and never widens them."""
+    strict = (provider(skew=skew),)
+    verdict = show(VAULT.token("role-user"), now=NOW + 3600 + late, providers=strict)
+    assert verdict.allowed is good
 
 
 @pytest.mark.parametrize(("late", "good"), [(-31, False), (-30, True), (0, True)])

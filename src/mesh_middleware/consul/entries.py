@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from ..exceptions import AgentAnswerError
+from ..intentions.jws import SKEW
 from ..intentions.jwt import DEFAULT_LOCATIONS, JwtProvider, KeySet, Location, read_keys
 from ..intentions.model import Normalization
 from ..snapshot import Conditions
@@ -33,7 +34,7 @@ PROVIDER_FIELDS = {
     "parameter `access_token`",
     "Forwarding": "`HeaderName`: what callers send under it is removed; verified claims that were "
     "demanded stand there, in base64url (`PadForwardPayloadHeader` for padding)",
-    "ClockSkewSeconds": "ignored: 30 in `strict`; 60 in `envoy`, as Envoy has it",
+    "ClockSkewSeconds": "at most 30, which is the default; 60 in `envoy`, as Envoy has it",
     "CacheConfig": "ignored",
 }
 REMOTE_FIELDS = {
@@ -239,6 +240,7 @@ def parse_provider(entry: object) -> ProviderEntry:
         timeout=source.timeout if source else 0.0,
         forward_header=_text(forwarding, "HeaderName").lower(),
         forward_padded=forwarding.get("PadForwardPayloadHeader") is True,
+        skew=_skew(known.get("ClockSkewSeconds")),
     )
     return ProviderEntry(provider, source)
 
@@ -248,6 +250,15 @@ def _forward_header(entry: object) -> list[str]:
     forwarding = entry.get("Forwarding") if isinstance(entry, Mapping) else None
     name = forwarding.get("HeaderName") if isinstance(forwarding, Mapping) else None
     return [name.lower()] if isinstance(name, str) and name else []
+
+
+def _skew(value: object) -> float:
+    # Consul writes 30 where nothing, or zero, is said.
+    if not value:
+        return SKEW
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise AgentAnswerError(f"ClockSkewSeconds {value!r}: a whole number is expected")
+    return min(float(value), SKEW)
 
 
 def _keys(value: object) -> tuple[KeySet | None, KeySource | None]:

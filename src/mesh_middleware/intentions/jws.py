@@ -21,7 +21,7 @@ from functools import cache
 from typing import Any
 
 SKEW = 30.0
-"""Seconds a clock may be off."""
+"""Seconds a clock may be off at most; a provider may say less."""
 
 LENIENT_SKEW = 60.0
 """Seconds Envoy grants, whatever the provider entry says."""
@@ -138,12 +138,14 @@ class Terms:
         audiences: of which it has to name one; empty when it need not.
         now: seconds since the epoch.
         lenient: whether it is judged as Envoy does, not as we do.
+        skew: seconds a clock may be off; *lenient* has its own.
     """
 
     issuer: str
     audiences: tuple[str, ...]
     now: float
     lenient: bool
+    skew: float = SKEW
 
 
 def verify(text: str, terms: Terms, keys: KeySet) -> Claims:
@@ -253,7 +255,7 @@ def _check_types(claims: Claims) -> None:
 
 
 def _check_time(claims: Claims, terms: Terms) -> None:
-    skew = LENIENT_SKEW if terms.lenient else SKEW
+    skew = LENIENT_SKEW if terms.lenient else min(terms.skew, SKEW)
     expires = claims.get("exp")
     if terms.lenient:
         expires = int(expires or 0) or terms.now

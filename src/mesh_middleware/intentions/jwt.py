@@ -85,6 +85,7 @@ class JwtProvider:
         timeout: seconds one question for remote keys may take.
         forward_header: header that hands the verified payload to the application; may be empty.
         forward_padded: whether that payload keeps its ``=`` padding.
+        skew: seconds a clock may be off; more than 30 count as 30.
     """
 
     name: str
@@ -97,6 +98,7 @@ class JwtProvider:
     timeout: float = 1.0
     forward_header: str = ""
     forward_padded: bool = False
+    skew: float = jws.SKEW
 
     @property
     def forward(self) -> bool:
@@ -226,7 +228,8 @@ class Tokens:
     def _verified(self, provider: JwtProvider) -> list[Claims]:
         """Verify every token in the request, wherever any reader may find one, by our terms."""
         assert provider.keys is not None
-        terms = Terms(provider.issuer, provider.audiences, self._now, lenient=False)
+        now, skew = self._now, provider.skew
+        terms = Terms(provider.issuer, provider.audiences, now, lenient=False, skew=skew)
         found = dict.fromkeys(self._all_tokens(provider))
         return [jws.verify(token, terms, provider.keys) for token in found]
 
