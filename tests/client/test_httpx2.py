@@ -15,7 +15,13 @@ from mesh_middleware import httpx as door
 from mesh_middleware import httpx2 as door2
 
 HERE = Path(__file__).parent
-SUITES = ["test_awkward.py", "test_cancel.py", "test_connections.py", "test_door.py"]
+SUITES = [
+    "test_awkward.py",
+    "test_cancel.py",
+    "test_connections.py",
+    "test_door.py",
+    "test_leaks.py",
+]
 
 
 def test_the_names_are_the_same_and_the_classes_are_not() -> None:

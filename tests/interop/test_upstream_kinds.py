@@ -76,13 +76,27 @@ def test_one_name_has_three_kinds_of_instance(
     assert {answer["source"] for answer in natives} == {"order"}
 
 
-def test_a_peer_that_stopped_at_tls_1_2_is_called(shop: Shop, mesh: Mesh) -> None:
+@pytest.mark.parametrize("concurrent", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize("http2", [False, True], ids=["h1", "h2"])
+def test_a_peer_that_stopped_at_tls_1_2_is_called(
+    shop: Shop, mesh: Mesh, http2: bool, concurrent: bool
+) -> None:
     """TLS 1.2 only, and no ALPN: an old sidecar."""
-    with Client(mesh=mesh, timeout=20) as client:
-        response = client.get("https://old/who")
-        assert response.json() == {"kind": "envoy"}
+
+    def check(response: httpx.Response) -> None:
+        assert (response.json(), response.http_version) == ({"kind": "envoy"}, "HTTP/1.1")
         tls = response.extensions["network_stream"].get_extra_info("ssl_object")
         assert (tls.version(), tls.selected_alpn_protocol()) == ("TLSv1.2", None)
+
+    async def run() -> None:
+        async with AsyncClient(mesh=mesh, http2=http2, timeout=20) as client:
+            check(await client.get("https://old/who"))
+
+    if concurrent:
+        asyncio.run(run())
+    else:
+        with Client(mesh=mesh, http2=http2, timeout=20) as client:
+            check(client.get("https://old/who"))
 
 
 @pytest.mark.parametrize("concurrent", [False, True], ids=["sync", "async"])
