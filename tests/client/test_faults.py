@@ -8,8 +8,8 @@ busy cores, sync and async alike:
   is ejected after 5 to 27 calls, five of which it got; answering 500 every other time it stays for
   38 to 66;
 - all answer 500: 1.23 requests a call (300 calls; a fifth, and the ten of the floor);
-- five failures in a row take 0.1 to 0.2 s of calls one after the other; with an ejection of 0.5 s the
-  instance is back 0.49 to 0.50 s later, with its first trial call, and no call is lost;
+- five failures in a row take 0.1 to 0.2 s of calls one after the other; with an ejection of 0.5 s
+  the instance is back 0.49 to 0.50 s later, with its first trial call, and no call is lost;
 - wrong identity, expired certificate: no byte arrives, none of the calls is lost.
 """
 
