@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
+from collections.abc import Callable
 from contextlib import suppress
 
 import pytest
@@ -34,33 +35,61 @@ async def silent(port: int) -> float:
     return time.monotonic() - began
 
 
-async def noisy(port: int, kind: int, agent: DevAgent) -> None:
-    """One bad connection after the other: garbage, TLS 1.1, nobody, a certificate of nobody's."""
-    tls: ssl.SSLContext | None = None
-    if kind == 1:
-        tls = outsider_context(None)
-    elif kind == 2:
-        tls = outsider_context("".join(agent.issue("mallory", foreign=True)))
-    elif kind == 3:
-        tls = outsider_context("".join(agent.issue("mallory", uris=())))
+def old_hello() -> bytes:
+    """The first message of a client that knows nothing newer than TLS 1.0."""
+    suites = b"\x00\x2f\x00\x35\x00\x0a"
+    said = b"\x03\x01" + bytes(32) + b"\x00" + len(suites).to_bytes(2, "big") + suites + b"\x01\x00"
+    message = b"\x01" + len(said).to_bytes(3, "big") + said
+    return b"\x16\x03\x01" + len(message).to_bytes(2, "big") + message
+
+
+def huge_chain(agent: DevAgent) -> ssl.SSLContext:
+    """Shows a certificate that would be let in, and a hundred kilobytes of others behind it."""
+    chain, key = agent.issue("invoice")
+    return outsider_context(chain + 200 * agent.roots_pem + key)
+
+
+KINDS: dict[str, Callable[[DevAgent], bytes | ssl.SSLContext]] = {
+    "garbage": lambda agent: bytes(512),
+    "TLS 1.0": lambda agent: old_hello(),
+    "nobody": lambda agent: outsider_context(None),
+    "a foreign CA": lambda agent: outsider_context("".join(agent.issue("mallory", foreign=True))),
+    "no name": lambda agent: outsider_context("".join(agent.issue("mallory", uris=()))),
+    "a huge chain": huge_chain,
+}
+"""Bad connections: what each sends instead of a handshake, or with what context it tries one."""
+
+
+async def noisy(port: int, made: bytes | ssl.SSLContext) -> bytes:
+    """One bad connection; what the server's application said to it, alerts of TLS left out."""
+    tls = made if isinstance(made, ssl.SSLContext) else None
     with suppress(OSError, EOFError):
         reader, writer = await asyncio.open_connection(HOST, port, ssl=tls)
-        writer.write(b"GET / HTTP/1.1\r\n\r\n" if kind else b"\x00" * 512)
-        assert await reader.read() == b""
-        writer.transport.abort()
+        writer.write(b"GET / HTTP/1.1\r\n\r\n" if tls else made)  # type: ignore[arg-type]
+        try:
+            said = await reader.read()
+        finally:
+            writer.transport.abort()
+        return b"" if said[:1] == b"\x15" else said
+    return b""
 
 
 async def flood(agent: DevAgent, port: int) -> tuple[int, float]:
     """All at once; how often a good caller was answered, and the longest a silent one was held."""
     async with connect("h1", port, outsider_context(caller(agent).pem)) as good:
         waiting = [asyncio.ensure_future(silent(port)) for _ in range(SILENT)]
-        noise = [asyncio.ensure_future(noisy(port, n % 4, agent)) for n in range(NOISY)]
+        contexts = [make(agent) for make in KINDS.values()]
+        noise = [
+            asyncio.ensure_future(noisy(port, contexts[number % len(contexts)]))
+            for number in range(NOISY)
+        ]
         answered = 0
         for _ in range(ASKED):
             answered += (await good.ask("/who"))[0].status == 200
         async with connect("h1", port, outsider_context(caller(agent).pem)) as fresh:
             answered += (await fresh.ask("/who"))[0].status == 200
-        await asyncio.wait_for(asyncio.gather(*noise), PATIENCE)
+        heard = await asyncio.wait_for(asyncio.gather(*noise), PATIENCE)
+        assert set(heard) == {b""}, "not one byte of the application's"
         held = await asyncio.wait_for(asyncio.gather(*waiting), PATIENCE)
         return answered, max(held)
 
