@@ -22,6 +22,7 @@ from .doors import Door, claim_headers
 from .gate import current_peer, current_standing
 from .intentions import WsgiFacts
 from .mesh import Mesh
+from .servers.guard import SENT
 from .snapshot import Snapshot
 from .trace import remember_trace
 
@@ -73,7 +74,8 @@ class MeshAuthzWSGI:
         # A caller cannot set this key: what clients send is in the environ under HTTP_ names.
         environ.pop(KEY, None)
         peer = current_peer() if environ.get("wsgi.url_scheme") == "https" else None
-        verdict = self._door.judge(peer, WsgiFacts(environ))
+        verdict, *others = (self._door.judge(peer, facts) for facts in _readings(environ))
+        verdict = next((other for other in others if not other.passes), verdict)
         if not verdict.passes:
             status, headers, body = refusal(verdict.decision)
             start_response(f"{status} {responses[status]}", _end_to_end(headers))
@@ -139,13 +141,22 @@ class _Pieces:
         self._snapshot, self._due = mesh.snapshot, now + LOOK_EVERY
         if mesh.ending or (self._standing is not None and self._standing.over()):
             return True
-        return not self._door.passes_still(self._peer, WsgiFacts(self._environ))
+        readings = _readings(self._environ)
+        return not all(self._door.passes_still(self._peer, facts) for facts in readings)
 
     def close(self) -> None:
         """Close the application's answer, as PEP 3333 asks."""
         close = getattr(self._answer, "close", None)
         if close is not None:
             close()
+
+
+def _readings(environ: Environ) -> list[WsgiFacts]:
+    """The request as the application sees it; and as it was sent, where its path was changed."""
+    sent = environ.get(SENT)
+    if sent is None or sent == environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", ""):
+        return [WsgiFacts(environ)]
+    return [WsgiFacts(environ), WsgiFacts({**environ, "SCRIPT_NAME": "", "PATH_INFO": sent})]
 
 
 def _trace(environ: Environ) -> list[tuple[bytes, bytes]]:

@@ -12,7 +12,7 @@ from mesh_middleware.dev import DevAgent
 from ..interop.callers import Identity, knock
 from ..interop.conftest import Serve
 from ..support.servers import PATIENCE
-from .raw import Frames, dial
+from .raw import Frames, dial, read_all
 
 FLASK = """
 import itertools
@@ -59,6 +59,32 @@ def test_a_root_path_opens_no_second_way(agent: DevAgent, invoice: Identity, ser
     answers = {path: knock(server.port(), invoice.pem, path=path) for path in WAYS}
     assert {path: int(answer[9:12]) for path, answer in answers.items()} == WAYS
     assert not any(b"keys" in answer for answer in answers.values())
+
+
+FIXED = """
+from werkzeug.middleware.proxy_fix import ProxyFix
+
+app.wsgi_app = ProxyFix(app.wsgi_app, x_for=1, x_proto=1, x_host=1, x_prefix=1)
+"""
+
+
+def test_no_header_moves_the_path_away_from_its_rule(
+    agent: DevAgent, invoice: Identity, serve: Serve
+) -> None:
+    """ProxyFix as Flask's manual has it, before the door: the path that was sent is judged, too."""
+    agent.set_protocol("tax", "http")
+    rule = {"Action": "deny", "HTTP": {"PathPrefix": "/admin"}}
+    agent.permissions("invoice", "tax", [rule])
+    port = serve(FLASK + FIXED).port()
+    request = b"GET %b HTTP/1.1\r\nHost: tax\r\nConnection: close\r\n%b\r\n\r\n"
+    found = {}
+    for path in (b"/admin", b"/other"):
+        for prefix in (b"A: b", b"X-Forwarded-Prefix: /x", b"X-Forwarded-Prefix: /admin"):
+            with dial(port, invoice.pem) as connection:
+                connection.sendall(request % (path, prefix))
+                found[path, prefix[20:]] = int(read_all(connection)[9:12])
+    assert [found[b"/admin", prefix] for prefix in (b"", b"/x", b"/admin")] == [403] * 3
+    assert [found[b"/other", prefix] for prefix in (b"", b"/x", b"/admin")] == [404, 404, 403]
 
 
 @pytest.fixture

@@ -1,10 +1,10 @@
 """
-A door for an application that has none.
+What a server of the mesh puts before the application it runs.
 
-Owns the last resort of a server that speaks mesh: an application in which MeshAuthz or MeshNative
-was forgotten would answer everyone, without a word. Where no door was made by the time the server
-starts, one is put before the application until it makes its own: frameworks make a mounted
-application's as late as with its first request. Knows the doors only as functions.
+Owns the note of a WSGI request's own path, and the last resort: an application in which MeshAuthz
+or MeshNative was forgotten would answer everyone, without a word. Where no door was made by the
+time the server starts, one is put before the application until it makes its own: frameworks make a
+mounted application's as late as with its first request. Knows the doors only as functions.
 """
 
 from __future__ import annotations
@@ -14,6 +14,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 _log = logging.getLogger("mesh_middleware.door")
+
+
+SENT = "mesh_middleware.sent"
+"""Where an environ holds the path as the server made it, before any middleware."""
 
 
 class Doors(NamedTuple):
@@ -33,20 +37,38 @@ class Doors(NamedTuple):
 
 def guard(wrapper: Any, doors: Doors) -> None:
     """
-    Put a door before the application that a server runs, unless there is one.
+    Put a door before the application that a server runs, unless there is one; and note WSGI paths.
 
     Args:
         wrapper: Hypercorn's, around the application: an ``ASGIWrapper`` or a ``WSGIWrapper``.
         doors: where it comes from.
     """
+    asgi = type(wrapper).__name__ == "ASGIWrapper"
+    if not asgi:
+        wrapper.app = _Noting(wrapper.app)
     if doors.made():
         return
     _log.warning(
         "the application has no MeshAuthz, MeshAuthzWSGI or MeshNative yet: "
         "until it has one, the server judges its requests"
     )
-    asgi = type(wrapper).__name__ == "ASGIWrapper"
     wrapper.app = _AsgiGuard(wrapper.app, doors) if asgi else _WsgiGuard(wrapper.app, doors)
+
+
+class _Noting:
+    """
+    Notes the path of a WSGI request.
+
+    Middlewares before the door may change it by the caller's word: Werkzeug's ``ProxyFix`` takes
+    ``SCRIPT_NAME`` from a header.
+    """
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    def __call__(self, environ: Any, start_response: Any) -> Any:
+        environ[SENT] = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
+        return self._app(environ, start_response)
 
 
 class _AsgiGuard:
