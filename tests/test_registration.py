@@ -93,6 +93,20 @@ def test_ownership_dies_with_its_holder(tmp_path: Path, ending: signal.Signals) 
     mine.release()
 
 
+def test_one_process_owns_an_instance_once(tmp_path: Path) -> None:
+    """Two meshes of one service in one process: the second stands by, and its end takes nothing."""
+    first, second = (OwnerLock(AGENT, "tax-5003", tmp_path) for _ in range(2))
+    assert first.acquire() and not second.acquire() and not second.held
+    second.release()
+    with holder(tmp_path) as other:
+        assert first.held and said(other) == "free", "nobody else can have it still"
+    first.release()
+    assert second.acquire()
+    second.release()
+    with holder(tmp_path) as other:
+        assert said(other) == "held" and not first.acquire()
+
+
 @pytest.mark.parametrize("what", ["instance", "agent"])
 def test_locks_of_different_registrations_do_not_touch(tmp_path: Path, what: str) -> None:
     """Two instances on one host, or one with two agents, each have an owner."""

@@ -30,6 +30,8 @@ MAGIC = b"mesh_middleware keepsake 1\n"
 NONCE_BYTES = 12
 KEY_BYTES = 32
 MAX_BYTES = 64 * 1024 * 1024
+CLOCK_STEP = 300.0
+"""Seconds by which a clock may have been set back since the file was written."""
 
 
 class KeepsakeError(MeshError):
@@ -109,7 +111,7 @@ class Keepsake:
         try:
             body = json.loads(plain)
             age = now - float(body["saved"])
-            if not 0 <= age <= self._max_age:
+            if not -CLOCK_STEP <= age <= self._max_age:
                 raise KeepsakeError(f"{self._path}: {age:.0f} s old, {self._max_age:.0f} s allowed")
             return _from_json(body)
         except (ValueError, KeyError, TypeError, CertificateError) as error:

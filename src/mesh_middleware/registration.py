@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
+from weakref import WeakValueDictionary
 
 from .config import Settings
 from .consul import wire
@@ -61,7 +62,12 @@ class OwnerLock:
         if self._file is not None:
             return True
         try:
-            file = open((self._folder or _private_folder()) / self._name, "ab")
+            path = (self._folder or _private_folder()) / self._name
+            # Such locks belong to processes: a second one here would be given, and the end of
+            # either would end both.
+            if path in _held:
+                return False
+            file = open(path, "ab")
         except OSError as error:
             raise ConfigError(f"lock file of the registration: {error}") from None
         try:
@@ -70,13 +76,20 @@ class OwnerLock:
             file.close()
             return False
         self._file = file
+        _held[path] = self
         return True
 
     def release(self) -> None:
         """Let another process become the owner."""
         if self._file is not None:
+            _held.pop(Path(self._file.name), None)
             self._file.close()
             self._file = None
+
+
+_held: WeakValueDictionary[Path, OwnerLock] = WeakValueDictionary()
+"""What this process owns, by lock file; a child of it owns nothing."""
+os.register_at_fork(after_in_child=_held.clear)
 
 
 class Registration:
