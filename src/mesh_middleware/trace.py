@@ -16,24 +16,24 @@ TRACE_HEADERS = frozenset({b"traceparent", b"tracestate"})
 MAX_TRACE_BYTES = 1024
 """Longer values are not passed on. Source: W3C Trace Context, 3.3.1.5, asks for 512 at least."""
 
-_Headers = tuple[tuple[bytes, bytes], ...]
-_current: ContextVar[_Headers] = ContextVar("mesh_middleware.trace", default=())
+Headers = Iterable[tuple[bytes, bytes]]
+_current: ContextVar[Headers] = ContextVar("mesh_middleware.trace", default=())
 
 
-def remember_trace(headers: Iterable[tuple[bytes, bytes]]) -> None:
+def remember_trace(headers: Headers) -> None:
     """
     Keep the trace of the request that is served in this context; one without a trace ends it.
 
     Args:
-        headers: of the request, names in lower case.
+        headers: of the request, names in lower case; read when a call is made, since few requests
+            make one and all would pay.
     """
-    found = [pair for pair in headers if pair[0] in TRACE_HEADERS]
-    if found or _current.get():
-        sound = found and sum(pair[0] == b"traceparent" for pair in found) == 1
-        short = sum(len(value) for _, value in found) <= MAX_TRACE_BYTES
-        _current.set(tuple(found) if sound and short else ())
+    _current.set(headers)
 
 
-def current_trace() -> _Headers:
+def current_trace() -> tuple[tuple[bytes, bytes], ...]:
     """The headers to pass on; empty outside a traced request."""
-    return _current.get()
+    found = [pair for pair in _current.get() if pair[0] in TRACE_HEADERS]
+    sound = sum(pair[0] == b"traceparent" for pair in found) == 1
+    short = sum(len(value) for _, value in found) <= MAX_TRACE_BYTES
+    return tuple(found) if sound and short else ()
