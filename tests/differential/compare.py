@@ -42,7 +42,7 @@ def ask_envoy(cases: Sequence[Json], vault: tokens.Vault) -> list[bool]:
     chains: dict[str, list[Json]] = {}
     names = []
     for case in cases:
-        key = json.dumps([case.get(part) for part in _POLICY])
+        key = key_of(case)
         names.append(key)
         if key not in chains:
             chains[key] = filters(case, vault)
@@ -146,19 +146,29 @@ def _ask_asgi(case: Json, vault: tokens.Vault, now: float, known: dict[str, Poli
             "headers": [(name.lower(), value.strip(b" \t")) for name, value in lines],
         }
     )
-    key = json.dumps([case.get(part) for part in _POLICY])
+    key = key_of(case)
     if key not in known:
-        known[key] = compile_policy(
-            parse_intentions(case["intentions"]),
-            service="web",
-            trust_domain=case["trust_domain"],
-            default_allow=case["default_allow"],
-            protocol=case["protocol"],
-            jwt_providers=vault.providers(),
-            normalization=options,
-            clock=lambda: now,
-        )
+        known[key] = policy_of(case, vault, now)
     return facts.sound and known[key].decide_uri(case["source_uri"], facts).allowed
+
+
+def key_of(case: Json) -> str:
+    """What of a case makes its policy."""
+    return json.dumps([case.get(part) for part in _POLICY])
+
+
+def policy_of(case: Json, vault: tokens.Vault, now: float) -> Policy:
+    """Compile a case's policy, as the mesh does."""
+    return compile_policy(
+        parse_intentions(case["intentions"]),
+        service="web",
+        trust_domain=case["trust_domain"],
+        default_allow=case["default_allow"],
+        protocol=case["protocol"],
+        jwt_providers=vault.providers(),
+        normalization=normalization(case.get("normalization") or {}),
+        clock=lambda: now,
+    )
 
 
 def normalization(options: Json) -> Normalization:
