@@ -243,6 +243,24 @@ def test_a_stranger_is_told_from_a_service(run: Run, file: str) -> None:
     assert told(run, uri, "GET", "/v1", *mine)["reason"] == "peer_not_service"
 
 
+@pytest.mark.parametrize(
+    ("source", "line"),
+    [
+        ("team/api", "about namespace default, the source is of team"),
+        ("part/default/api", "about partition default, the source is of part"),
+        ("default/default/api", ""),
+    ],
+)
+def test_namespace_and_partition_stand_before_a_source(
+    run: Run, file: str, source: str, line: str
+) -> None:
+    """As Consul's own command writes them; a fourth part is none."""
+    losers = told(run, source, "GET", "/items/7", "--intentions", file)["losers"]
+    assert (line in [item["why"] for item in losers]) is bool(line)
+    code, _, err = run("explain", f"x/{source}/y/z", "GET", "/", "--intentions", file)
+    assert code == 2 and "SERVICE is expected" in err
+
+
 def test_on_tcp_permissions_deny(run: Run, file: str) -> None:
     """--protocol tcp judges the connection."""
     found = told(run, "api", "GET", "/items/7", "--protocol", "tcp", "--intentions", file)

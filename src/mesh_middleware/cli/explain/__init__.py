@@ -20,7 +20,9 @@ _READINGS = ("strict", "envoy")
 def explain(
     source: Annotated[
         str | None,
-        typer.Argument(metavar="SOURCE", help="Who calls: a service, or a SPIFFE ID."),
+        typer.Argument(
+            metavar="SOURCE", help="Who calls: [[PARTITION/]NAMESPACE/]SERVICE, or a SPIFFE ID."
+        ),
     ] = None,
     method: Annotated[str | None, typer.Argument(metavar="METHOD", help="Such as GET.")] = None,
     target: Annotated[

@@ -136,7 +136,7 @@ def explain(given: Given, reading: str, source: str, request: HttpFacts) -> Expl
     Args:
         given: what it is judged by.
         reading: ``strict`` or ``envoy``.
-        source: name of a service, ``namespace/name``, or a SPIFFE ID.
+        source: name of a service, ``namespace/name``, ``partition/namespace/name``, or a SPIFFE ID.
         request: the request.
     """
     name: ReadingName = "envoy" if reading == "envoy" else "strict"
@@ -177,8 +177,12 @@ def explain(given: Given, reading: str, source: str, request: HttpFacts) -> Expl
 
 
 def _uri(source: str, trust_domain: str) -> str:
-    namespace, slash, name = source.rpartition("/")
-    return f"spiffe://{trust_domain}/ns/{namespace if slash else 'default'}/dc/dc1/svc/{name}"
+    *above, name = source.split("/")
+    if len(above) > 2:
+        raise typer.BadParameter(f"{source!r}: [[PARTITION/]NAMESPACE/]SERVICE is expected")
+    namespace = above.pop() if above else "default"
+    partition = f"/ap/{above[0]}" if above and above[0] != "default" else ""
+    return f"spiffe://{trust_domain}{partition}/ns/{namespace}/dc/dc1/svc/{name}"
 
 
 def _candidates(policy: Policy, uri: str) -> Candidates | None:
