@@ -3,7 +3,7 @@ The dev agent of a run, in a process of its own: ``python -m bench.agent FOLDER`
 
 Owns the policy that is measured: 20 intentions about ``tax`` under default deny, 19 sources that
 may call and `CALLER`, which has HTTP permissions. Writes certificates and its address into the
-folder; rotates leaf and roots for each line of standard input, and ends with it.
+folder; changes leaf and roots as the lines of standard input say, and ends with it.
 """
 
 from __future__ import annotations
@@ -59,15 +59,10 @@ def main() -> None:
         partial = folder / "agent.json.partial"
         partial.write_text(json.dumps({"url": agent.url, "trust_domain": agent.trust_domain}))
         partial.rename(ready)
-        for _ in sys.stdin:
-            rotate(agent)
-
-
-def rotate(agent: DevAgent) -> None:
-    """A new root and, under it, a new leaf; then the old root is dropped."""
-    agent.rotate_ca()
-    agent.renew(SERVICE)
-    agent.prune_roots()
+        steps = {"root": agent.rotate_ca, "leaf": lambda: agent.renew(SERVICE),
+                 "prune": agent.prune_roots}  # fmt: skip
+        for line in sys.stdin:
+            steps[line.strip()]()
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ import uvloop
 
 from mesh_middleware import Mesh
 from mesh_middleware.config import load_settings
-from mesh_middleware.snapshot import Snapshot
 
 from .agent import SERVICE
 from .figures import Figure, Target
@@ -26,8 +25,9 @@ from .processes import Processes
 from .setting import SettingError, Stage
 from .stats import estimate
 
-AFTER = 0.02
-"""Seconds that are watched beyond the last of them."""
+STEPS = ("root", "leaf", "prune")
+AFTER = 0.05
+"""Seconds that are watched beyond each."""
 LONGEST = 10.0
 
 
@@ -51,21 +51,17 @@ def measure(stage: Stage, count: int) -> list[Figure]:
 
 
 async def _rotate(stage: Stage, mesh: Mesh) -> float:
-    before = mesh.snapshot
-    stage.agent_process.tell("rotate")
-    began, worst = time.perf_counter(), 0.0
-    while not _followed(before, mesh.snapshot):
-        if time.perf_counter() - began > LONGEST:
-            raise SettingError(f"no new leaf and roots within {LONGEST:g} s")
-        worst = max(worst, await _turn(0.001))
-    return max(worst, await _turn(AFTER))
-
-
-def _followed(before: Snapshot, now: Snapshot) -> bool:
-    """Whether there is another leaf, under another root, and the old root is dropped."""
-    assert before.leaf and before.roots and now.leaf and now.roots
-    new_leaf = now.leaf.serial_number != before.leaf.serial_number
-    return new_leaf and not set(now.roots.certificates) & set(before.roots.certificates)
+    """As Consul does it: a new root, later a leaf under it, in the end the old root is dropped."""
+    worst = 0.0
+    for step in STEPS:
+        before, began = mesh.generation, time.perf_counter()
+        stage.agent_process.tell(step)
+        while mesh.generation == before:
+            if time.perf_counter() - began > LONGEST:
+                raise SettingError(f"no new {step} within {LONGEST:g} s")
+            worst = max(worst, await _turn(0.001))
+        worst = max(worst, await _turn(AFTER))
+    return worst
 
 
 async def _turn(seconds: float) -> float:

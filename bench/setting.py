@@ -101,7 +101,7 @@ class Stage:
         started: owns the processes.
         agent: address of the dev agent.
         trust_domain: of everyone in this run.
-        agent_process: rotates leaf and roots for each line it is told.
+        agent_process: changes leaf and roots as it is told.
         lean: whether servers started from now on find only what a service has installed.
     """
 

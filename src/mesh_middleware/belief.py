@@ -81,10 +81,12 @@ class Belief:
 
     def take_roots(self, roots: Roots) -> str:
         """Judge roots that the agent told; the reason, when they are not in use now."""
+        give_way()  # reading them was work, too
         return self._take(offer_roots(self._trust, roots, self._now()))
 
     def take_leaf(self, pair: KeyPair) -> str:
         """Judge a leaf that the agent told; the reason, when it is not in use now."""
+        give_way()  # reading it was work, too
         return self._take(offer_leaf(self._trust, pair, self._settings.service, self._now()))
 
     def take_default(self, default_allow: bool | None) -> None:

@@ -17,7 +17,7 @@ T = TypeVar("T")
 TURN = 0.0005
 """Seconds of work between two pauses."""
 
-PAUSE = 0.00005
+PAUSE = 0.0001
 """Seconds of a pause: long enough that a thread that waits for its turn gets it."""
 
 

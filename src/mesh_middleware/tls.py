@@ -92,6 +92,7 @@ class Generation:
         """
         context = self._contexts.get((role, alpn))
         if context is None:
+            give_way()
             context = _context(role, alpn)
             if self._pair and self._roots:
                 give_way()
