@@ -18,6 +18,7 @@ from cryptography import x509
 
 from mesh_middleware.certificates import read_leaf
 from mesh_middleware.cli.demo import run
+from mesh_middleware.cli.demo.agents import existing
 from mesh_middleware.cli.demo.authority import new_authority
 from mesh_middleware.cli.demo.evidence import Call, Evidence, Outcome, Step
 from mesh_middleware.cli.demo.processes import (
@@ -27,6 +28,7 @@ from mesh_middleware.cli.demo.processes import (
     examples_directory,
     free_ports,
 )
+from mesh_middleware.cli.demo.services import Service
 from mesh_middleware.cli.demo.shop import Tally
 from mesh_middleware.cli.demo.stage import (
     LeftOutError,
@@ -39,7 +41,8 @@ from mesh_middleware.cli.demo.stage import (
 from mesh_middleware.cli.demo.steps import PLANS, Plan
 from mesh_middleware.cli.demo.strangers import call_as_stranger
 from mesh_middleware.cli.demo.waiting import TooLateError, until
-from mesh_middleware.cli.rules import NotOfferedError
+from mesh_middleware.cli.rules import NotOfferedError, Rules
+from mesh_middleware.dev import DevAgent
 from mesh_middleware.exceptions import AgentUnavailableError
 
 NOW = datetime(2026, 11, 20, tzinfo=UTC)
@@ -298,3 +301,19 @@ def test_a_stranger_tells_an_answer_from_an_end(
     thread.join(10)
     assert found.status == status
     assert str(found.says).startswith("connection ended") is (status is None)
+
+
+def test_who_was_killed_is_deregistered_from_a_cluster_of_others(
+    mesh_agent: DevAgent, tmp_path: Path
+) -> None:
+    """Services take themselves away; one that had to be killed cannot, and the demo does it. What
+    else is registered stays."""
+    agent = existing(mesh_agent.url)
+    process = Process("order", ["true"], cwd=tmp_path, environment={}, log=tmp_path / "log")
+    services = [Service("order", 5001, process), Service("tax", 5003, process)]
+    for port in (5001, 5002):
+        body = {"Name": "order", "ID": f"order-{port}", "Port": port}
+        agent.api.put("/v1/agent/service/register", body)
+    run._tidy(agent, Rules(agent.api), services, [])
+    assert list(agent.api.get("/v1/agent/services")) == ["order-5002"]
+    agent.api.close()

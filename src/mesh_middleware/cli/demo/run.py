@@ -99,13 +99,14 @@ def _play(
             raise
         steps.note_agent(agent, evidence)
         rules = Rules(agent.api)
+        extras: list[Service] = []
         if guest:
             _check_guest(agent, rules)
-            stack.callback(_tidy, rules)
+            stack.callback(_tidy, agent, rules, services, extras)
         stack.callback(_stop, services)
         shop = stack.enter_context(Shop(agent.environment, evidence))
-        stage = Stage(agent, services, shop, rules, evidence, screen)
-        stack.callback(_stop, stage.extras)
+        stage = Stage(agent, services, shop, rules, evidence, screen, extras)
+        stack.callback(_stop, extras)
         _run_steps(stage)
 
 
@@ -161,12 +162,19 @@ def _check_guest(agent: agents.Agent, rules: Rules) -> None:
         raise ConfigError("that agent denies by default; the demo is told for a default allow")
 
 
-def _tidy(rules: Rules) -> None:
-    # Only on a cluster that is not ours, and only what the steps may have written there.
+def _tidy(
+    agent: agents.Agent, rules: Rules, services: Iterable[Service], extras: Iterable[Service]
+) -> None:
+    # Only on a cluster that is not ours, and only what the steps may have written there. Services
+    # deregister themselves, but for one that had to be killed.
     with suppress(AgentError):
         for source, destination in _OURS:
             rules.delete(source, destination)
         ways.tidy(rules)
+        left = agent.api.get("/v1/agent/services") or {}
+        for service in (*services, *extras):
+            if service.id in left:
+                agent.api.put(f"/v1/agent/service/deregister/{service.id}")
 
 
 def _show_logs(stage: Stage) -> None:

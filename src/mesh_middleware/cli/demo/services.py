@@ -42,6 +42,11 @@ class Service:
     process: Process
 
     @property
+    def id(self) -> str:
+        """What Consul calls this instance."""
+        return f"{self.name}-{self.port}"
+
+    @property
     def command(self) -> str:
         """What a user types in the example's directory."""
         return shlex.join(["hypercorn", *self.process.command[-5:]])
