@@ -319,6 +319,41 @@ def test_lost_registration_is_made_again(tmp_path: Path, status: str) -> None:
     run(scenario())
 
 
+class Deaf(httpx.ASGITransport):
+    """The way to an agent; while it is silent, every request ends as one to a paused agent does."""
+
+    silent = False
+    unheard = 0
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        if self.silent:
+            self.unheard += 1
+            raise httpx.ReadTimeout("nothing came", request=request)
+        return await super().handle_async_request(request)
+
+
+def test_an_agent_that_says_nothing_is_asked_once_per_beat(tmp_path: Path) -> None:
+    """Asked again within the beat it would take twice as long to be noticed; the next registers."""
+
+    async def scenario() -> None:
+        agent = DevAgent()
+        way = Deaf(agent.app)
+        mine = Kept(agent, ConsulClient(TAX, way), tmp_path)
+        await mine.beat()
+        way.silent = True
+        with pytest.raises(AgentUnavailableError):
+            await mine.beat()
+        assert way.unheard == 1
+        way.silent = False
+        agent.deregister("tax-5003")
+        await mine.beat()
+        assert mine.told == [True, True]
+        mine.lock.release()
+        await mine.client.close()
+
+    run(scenario())
+
+
 def test_failure_is_told_and_the_next_beat_tries_anew(tmp_path: Path) -> None:
     """The agent away, and back."""
 

@@ -22,7 +22,7 @@ from weakref import WeakValueDictionary
 
 from .config import Settings
 from .consul import wire
-from .consul.client import ConsulClient
+from .consul.client import LOST, ConsulClient
 from .exceptions import AgentError, ConfigError
 
 _log = logging.getLogger("mesh_middleware.registration")
@@ -141,10 +141,11 @@ class Registration:
             await self._register()
         try:
             await self._report(status, output)
-        except AgentError:
-            # An agent that lost its state knows the check no more, and says so with 404 or 500.
+        except AgentError as error:
+            # An agent that lost its state knows the check no more, and says so with 404 or 500. One
+            # that says nothing is not asked twice: that would take as long again to be noticed.
             self.registered = False
-            if not known:
+            if not known or error.code in LOST:
                 raise
             await self._register()
             await self._report(status, output)
