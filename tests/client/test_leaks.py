@@ -67,6 +67,32 @@ def test_an_answer_that_is_dropped_gives_its_connection_back(
         assert mesh.watch_upstream("tax").course.look(0.0).outstanding == 0
 
 
+def test_an_upgraded_connection_outlives_its_answer(
+    authority: Authority, mesh: StaticMesh, driver: Driver
+) -> None:
+    """Who keeps the stream of an upgraded connection need not keep the response."""
+
+    def script(wire: Wire) -> None:
+        if b"/plain" in wire.read_head():
+            wire.send(OK)
+            return
+        wire.send(b"HTTP/1.1 101 Switching\r\nUpgrade: echo\r\nConnection: upgrade\r\n\r\n")
+        wire.send(wire.read_exactly(4))
+
+    upgrade = {"Connection": "upgrade", "Upgrade": "echo"}
+    with serving(authority, script) as server, driver.client(mesh) as client:
+        mesh.tell("tax", server.endpoint("tax"))
+        request = client.client.build_request("GET", "https://tax/", headers=upgrade)
+        response = driver.run(lambda: client.client.send(request, stream=True))
+        stream = response.extensions["network_stream"]
+        del response
+        gc.collect()
+        assert client.get("https://tax/plain").text == "ok"
+        driver.run(stream.write, b"ping")
+        assert driver.run(stream.read, 4) == b"ping"
+        driver.run(stream.aclose if driver.is_async else stream.close)
+
+
 def test_what_comes_back_after_the_close_is_closed(authority: Authority, mesh: StaticMesh) -> None:
     """A call of another thread that is under way when the client closes ends well, and so does
     its connection."""

@@ -181,6 +181,10 @@ def test_the_mesh_of_the_process_may_become_another(
             assert client.get("https://tax/").text == "ok"
             assert client.get("https://tax/").text == "ok"
             mesh.close()
+            # Closed and not replaced: not begun anew by a call, which would register it again.
+            with pytest.raises(MeshNotReadyError, match="not running"):
+                client.get("https://tax/")
+            assert not mesh.running
     assert seen == ["order", "invoice"]
 
 

@@ -428,8 +428,9 @@ class Body(httpx.SyncByteStream):
             self.finish()
 
     def __del__(self) -> None:
-        # Not here: this may be any thread, in the middle of anything.
-        if self._connection is not None:
+        # Not here: this may be any thread, in the middle of anything. An upgraded connection is
+        # its user's, who need not keep the answer for it.
+        if self._connection is not None and not self._reading.switched:
             self._line.orphans.append(self)
 
     def finish(self) -> None:

@@ -240,15 +240,16 @@ class Targets:
 
     def follow(self) -> bool:
         """
-        See whether this process has another mesh now; the upstreams are those of the new one then.
+        See whether another mesh is this process's now; the upstreams are those of that one then.
 
-        Raises:
-            ConfigError: there is none any more, and the settings do not say how to make one.
+        One that was closed is not begun anew here: its server has ended, and would be registered.
         """
-        mesh = self._given or default_mesh()
-        if mesh is self._mesh:
+        from ..mesh import running_mesh
+
+        running: MeshLike | None = running_mesh()
+        if self._given is not None or running is None or running is self._mesh:
             return False
-        self._mesh, self._found = mesh, {}
+        self._mesh, self._found = running, {}
         return True
 
     def find(self, host: str) -> Target:
