@@ -83,6 +83,7 @@ class Watcher:
         self._now = now
         self._swept = swept
         self._reader, self._unsure = MatchReader(settings.service), False
+        self._told_domain = ""
         self._keepsake = open_keepsake(settings)
         self.follower = Follower(
             settings,
@@ -220,13 +221,17 @@ class Watcher:
     async def _watch_roots(self) -> None:
         def take(answer: Answer, regressed: bool) -> None:
             self._after_regress(regressed)
-            _demand_taken(self._belief.take_roots(wire.parse_roots(answer.body)))
+            roots = wire.parse_roots(answer.body)
+            self._heard_of(roots.trust_domain)
+            _demand_taken(self._belief.take_roots(roots))
 
         await self.follower.watch("roots", wire.roots_question(), take)
 
     async def _watch_leaf(self) -> None:
         def take(answer: Answer, regressed: bool) -> None:
-            _demand_taken(self._belief.take_leaf(wire.parse_leaf(answer.body)))
+            pair = wire.parse_leaf(answer.body)
+            self._heard_of(pair.leaf.id.trust_domain)
+            _demand_taken(self._belief.take_leaf(pair))
 
         await self.follower.watch("leaf", wire.leaf_question(self._settings.service), take)
 
@@ -345,6 +350,12 @@ class Watcher:
         if regressed:
             self._belief.note("index_regressed", "the agent's index went backwards; starting over")
             self._probe.soon()
+            self.follower.lookout.renew()
+
+    def _heard_of(self, trust_domain: str) -> None:
+        if self._told_domain not in ("", trust_domain):
+            self.follower.lookout.renew()
+        self._told_domain = trust_domain
 
     def _recovered(self) -> None:
         self._probe.soon()

@@ -110,3 +110,21 @@ def test_r02_rebuilt_agent_is_followed_in_one_step(agent: DevAgent, join: Join) 
         until(lambda: order.wait(PATIENCE)[0].expected.trust_domain == domain, "the upstream")
         mesh.close()
     assert TRUST_DOMAIN != OTHER_DOMAIN
+
+
+def test_r02_agent_that_is_another_behind_the_same_connections(agent: DevAgent, join: Join) -> None:
+    """
+    A balancer leads to a rebuilt cluster, and no connection breaks: held questions stay held.
+
+    The first answer that tells is enough: everything is asked anew, not after the whole wait.
+    """
+    mesh = join()
+    assert mesh.ready(PATIENCE)
+    until(lambda: agent.watching >= 5, "all questions held")
+    rebuilt = DevAgent()
+    agent.app.state = rebuilt.state
+    agent.faults.begin("fail", "leaf", count=1)
+    domain = rebuilt.trust_domain
+    assert mesh.wait_for(lambda s: bool(s.roots and s.roots.trust_domain == domain), 10.0)
+    rebuilt.deny("web", "tax")
+    assert mesh.wait_for(lambda s: bool(s.intentions), 10.0)

@@ -49,7 +49,7 @@ def knock_backoff(knocks: int, dice: float) -> float:
 
 
 class AgentReturnedError(MeshError):
-    """The agent was away and is back: what was asked before has to be asked again."""
+    """The agent was away and is back, or is another: what was asked has to be asked again."""
 
 
 class Lookout:
@@ -120,6 +120,16 @@ class Lookout:
         self._suspected = True
         self._knock.set()
 
+    def renew(self) -> None:
+        """
+        Another agent answers than before: what is being asked has to be asked anew.
+
+        It would hold a question with an index of the other's, which means nothing to it.
+        """
+        if self._clock() - self._renewed >= RENEW_EVERY:
+            self._renewed = self._clock()
+            self._give_up(set(self._asking))
+
     async def reachable(self) -> None:
         """Wait until the agent is not away."""
         await self._reachable.wait()
@@ -129,7 +139,7 @@ class Lookout:
         Await *work*, which asks the agent.
 
         Raises:
-            AgentReturnedError: the agent was away meanwhile and is back; *work* was cancelled.
+            AgentReturnedError: the agent was away meanwhile, or is another; *work* was cancelled.
         """
         asking = asyncio.ensure_future(work)
         self._asking.add(asking)
@@ -137,7 +147,7 @@ class Lookout:
             return await asking
         except asyncio.CancelledError:
             if asking in self._given_up:
-                raise AgentReturnedError("asked before the agent was away") from None
+                raise AgentReturnedError("asked of the agent as it was before") from None
             raise
         finally:
             self._asking.discard(asking)
