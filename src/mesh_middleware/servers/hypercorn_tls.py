@@ -43,6 +43,9 @@ from .hosting import (
 )
 from .hypercorn_mend import mend
 
+NOTICE_EVERY = 0.05
+"""Seconds between two looks at the event by which Hypercorn ends its workers."""
+
 TERM_SLACK = 10.0
 """Seconds beyond Hypercorn's graceful timeout after which a worker told to end is ended."""
 
@@ -246,13 +249,19 @@ def _withdraw_on_shutdown(mesh: Mesh, streams_end: float) -> None:
     # A worker that ends by itself (max_requests) is replaced: no gap between the two.
     mesh.hand_over_if(lambda: not event.is_set())
 
-    def wait() -> None:
-        event.wait()
+    def watch() -> None:
+        # Asked again and again, as Hypercorn does, and never waited for: a worker that ends while
+        # it waits for this event does not take notice of it any more, and the parent, which sets
+        # it, would wait for that for ever.
+        while not event.is_set():
+            time.sleep(NOTICE_EVERY)
+            if not mesh.running:
+                return
         mesh.withdraw()
         time.sleep(streams_end)
         mesh.end_streams()
 
-    threading.Thread(target=wait, name="mesh_middleware-shutdown", daemon=True).start()
+    threading.Thread(target=watch, name="mesh_middleware-shutdown", daemon=True).start()
 
 
 def _end(message: str) -> NoReturn:
