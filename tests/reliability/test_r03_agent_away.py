@@ -20,6 +20,8 @@ FLAPS = 50 if LONG else 4
 UPSTREAMS = ("order", "invoice", "stock", "ledger")
 RESOURCES = 12
 """As many are asked for by one mesh, at most: each tells its trouble once."""
+HELD = 6
+"""Questions of a mesh without upstreams: roots, leaf, intentions and three config entries."""
 SPACING = 0.1
 RECOVERY = 5.0
 TOLERANCE = 0.005
@@ -86,6 +88,8 @@ def test_r03_agent_that_answers_nonsense_is_not_hammered(
     """500, 429, 403, silence and broken answers: what was believed holds, and it is told once."""
     mesh = join(port=4711)
     assert mesh.ready(PATIENCE)
+    # Who asks while it lies is held as ever; who is held when it begins is lied to.
+    until(lambda: agent.watching >= HELD, "all questions held")
     before = mesh.snapshot
     fault = agent.faults.begin(kind)
     if kind != "stall":
