@@ -283,7 +283,7 @@ def _used_again(
         return server.connections
 
 
-@pytest.mark.parametrize("name", set(WHOLE) - {"close"})
+@pytest.mark.parametrize("name", [name for name in WHOLE if name != "close"])
 def test_a_sound_answer_leaves_the_connection_in_use(
     authority: Authority, mesh: StaticMesh, driver: Driver, reader: str, name: str
 ) -> None:
