@@ -128,8 +128,12 @@ class Follower:
     ) -> None:
         """Follow what *ask* asks for, for ever; as `watch`."""
         cursor = Cursor(wait=self._settings.wait, block=not self._settings.poll)
+        era = self.lookout.era
         while True:
             began = time.monotonic()
+            if era != self.lookout.era:
+                # Its index may be another agent's: the present value, as after a failure.
+                era, cursor = self.lookout.era, replace(cursor, failures=cursor.failures or 1)
             try:
                 answer = await self.lookout.attempt(ask(cursor))
                 await take(answer, watch.regressed(cursor.index, answer.index))

@@ -142,7 +142,8 @@ class UpstreamWatch:
                 as failing until it has heard of them again; "none" is not believed then.
 
         Returns:
-            ``False`` when the answer was "none" and the old instances stay, until `concede`.
+            ``False`` when the answer was "none", or all of them critical at once, and the old
+            instances stay, until `concede`.
 
         Raises:
             AgentAnswerError: its shape breaks the API; the last instances stay.
@@ -152,7 +153,8 @@ class UpstreamWatch:
         found = self._parse(body, trust_domain)
         self._body, self._domain = body, trust_domain
         self._emptied = not found
-        if self._emptied and shaken and self._instances:
+        # All still listed, and all critical at once: see CRITICAL_FOR of the watcher.
+        if self._emptied and (shaken or self._lists(body)) and self._instances:
             return False
         self._learn(found, _NONE)
         return True
@@ -161,6 +163,10 @@ class UpstreamWatch:
         """Expect the identities of *trust_domain* from now on; the instances are the same."""
         if self._domain is not None and trust_domain not in (None, self._domain):
             self.take(self._body, trust_domain, shaken=True)
+
+    def _lists(self, body: object) -> bool:
+        """Whether an answer names instances at all, well or not."""
+        return self.kind != "query" and bool(body)
 
     def _parse(self, body: object, trust_domain: str) -> tuple[Instance, ...]:
         if self.kind == "query":

@@ -47,6 +47,9 @@ KEEP_EVERY = 3600.0
 """Seconds after which the last known good is kept anew, though nothing has changed."""
 SHAKEN_FOR = 30.0
 """Seconds after the agent was away in which "no instance" is not believed: two TTLs of ours."""
+CRITICAL_FOR = 2.0
+"""Seconds in which it is not believed that all instances failed at once: an agent that was paused
+for longer than their TTL says so before their heartbeats reach it again, which takes about one."""
 TASKS_END = 1.0
 """Seconds that cancelled watches have to end."""
 
@@ -288,7 +291,7 @@ class Watcher:
         def take(answer: Answer, regressed: bool) -> None:
             shaken = regressed or loop.time() < shaken_until
             if not upstream.take(answer.body, self._belief.trust_domain, shaken=shaken):
-                loop.call_later(SHAKEN_FOR, upstream.concede)
+                loop.call_later(SHAKEN_FOR if shaken else CRITICAL_FOR, upstream.concede)
 
         def failed(error: MeshError) -> None:
             nonlocal shaken_until

@@ -114,6 +114,8 @@ class ConsulClient:
             answer = await self._ask(question, index, wait)
         except AgentUnavailableError as error:
             self.lookout.failed(lost=error.code in LOST)
+            if error.code == STALLED:
+                self.lookout.suspect()
             raise
         except AgentRefusedError:
             self.lookout.answered()

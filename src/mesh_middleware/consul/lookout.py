@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -34,8 +35,9 @@ SCOUT_BACKOFF = 2.0
 """Longest wait in seconds between two of them."""
 SUSPECT_AFTER = 2.5
 """Seconds without an answer to a plain question after which the scout knocks."""
+RENEWALS = 3
 RENEW_EVERY = 30.0
-"""Seconds at least between two times that everything is asked anew on mere suspicion."""
+"""Everything is asked anew on mere suspicion `RENEWALS` times in so many seconds, at the most."""
 
 
 def knock_backoff(knocks: int, dice: float) -> float:
@@ -58,6 +60,10 @@ class Lookout:
 
     Args:
         clock: monotonic seconds.
+
+    Attributes:
+        era: grows whenever what was known of the agent's indexes may be void. Who asks with an
+            index of an earlier era may be held by an agent that has never given it.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -70,7 +76,9 @@ class Lookout:
         self._reachable.set()
         self._knock = asyncio.Event()
         self._suspected = False
-        self._renewed = -RENEW_EVERY
+        self.era = 0
+        self._renewals: deque[float] = deque(maxlen=RENEWALS)
+        self._later: asyncio.TimerHandle | None = None
         self._asking: set[asyncio.Future[Any]] = set()
         self._given_up: set[asyncio.Future[Any]] = set()
 
@@ -116,7 +124,7 @@ class Lookout:
             self._knock.set()
 
     def suspect(self) -> None:
-        """A plain question has had no answer for `SUSPECT_AFTER`: its connection may be dead."""
+        """A question has had no answer for long: its connection, and others, may be dead."""
         self._suspected = True
         self._knock.set()
 
@@ -124,11 +132,20 @@ class Lookout:
         """
         Another agent answers than before: what is being asked has to be asked anew.
 
-        It would hold a question with an index of the other's, which means nothing to it.
+        It would hold a question with an index of the other's, which means nothing to it. Done at
+        once, or as soon as it may be done again.
         """
-        if self._clock() - self._renewed >= RENEW_EVERY:
-            self._renewed = self._clock()
+        full = len(self._renewals) == RENEWALS
+        left = self._renewals[0] + RENEW_EVERY - self._clock() if full else 0.0
+        if left <= 0.0:
+            self._renewals.append(self._clock())
             self._give_up(set(self._asking))
+        elif self._later is None:
+            self._later = asyncio.get_running_loop().call_later(left, self._renew_later)
+
+    def _renew_later(self) -> None:
+        self._later = None
+        self.renew()
 
     async def reachable(self) -> None:
         """Wait until the agent is not away."""
@@ -174,9 +191,10 @@ class Lookout:
                     break
                 knocks += 1
                 await asyncio.sleep(backoff(knocks))
-            if knocks or (suspected and self._clock() - self._renewed >= RENEW_EVERY):
-                self._renewed = self._clock()
+            if knocks:
                 self._give_up(before)
+            elif suspected:
+                self.renew()
 
     async def _is_there(self, ask: Callable[[], Awaitable[object]]) -> bool:
         try:
@@ -189,6 +207,7 @@ class Lookout:
         return not self.away
 
     def _give_up(self, asked: set[asyncio.Future[Any]]) -> None:
+        self.era += 1
         for asking in asked & self._asking:
             self._given_up.add(asking)
             asking.cancel()
