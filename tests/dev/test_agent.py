@@ -138,9 +138,11 @@ def test_close_ends_blocked_queries_quickly() -> None:
 
 def test_no_thread_is_left() -> None:
     """The agent's thread ends with it."""
+    before = set(threading.enumerate())
     with DevAgent():
-        assert "mesh-dev-agent" in {thread.name for thread in threading.enumerate()}
-    assert "mesh-dev-agent" not in {thread.name for thread in threading.enumerate()}
+        assert "mesh-dev-agent" in {thread.name for thread in set(threading.enumerate()) - before}
+    left = {thread.name for thread in set(threading.enumerate()) - before}
+    assert "mesh-dev-agent" not in left
 
 
 def test_client_that_hangs_up_is_forgotten() -> None:
