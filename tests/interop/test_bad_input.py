@@ -146,7 +146,7 @@ def test_an_unreachable_agent_is_waited_for(app: str, worker: str, serve: Serve)
     with DevAgent(port=port) as agent:
         server.wait_output("answers again")
         invoice = Identity.of(*agent.issue("invoice"))
-        # A line more for those who knocked too early; and a leaf without a policy, for a moment: 503.
+        # More lines for who knocked too early; and a leaf without a policy, for a moment: 503.
         answer = until(lambda: knock_for_200(server.port(), invoice.pem), "an answer")
         assert json.loads(answer.partition(b"\r\n\r\n")[2]) == {"peer": invoice.uri, "calls": 1}
         early = ("handshake refused: not_ready", "no_policy")
