@@ -50,6 +50,10 @@ def agent() -> Iterator[DevAgent]:
         yield agent
 
 
+WAITS = {"ready_timeout": 3.0}
+"""With an agent that answers, a server that runs has joined: also on a machine with much to do."""
+
+
 @pytest.fixture
 def serve(agent: DevAgent, tmp_path: Path) -> Iterator[Serve]:
     """Starts servers, and stops them after the test."""
@@ -70,7 +74,7 @@ def serve(agent: DevAgent, tmp_path: Path) -> Iterator[Serve]:
             server = Hypercorn(
                 tmp_path / folder,
                 app,
-                mesh_file(mesh, **top),
+                mesh_file(mesh if agent or not mesh else {**WAITS, **mesh}, **top),
                 agent=agent or usual,
                 arguments=arguments,
                 environment=environment,

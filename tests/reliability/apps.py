@@ -86,7 +86,8 @@ from mesh_middleware import MeshAuthz
 
 
 async def slow(request):
-    await asyncio.sleep(1.0)
+    print("a slow one begins", flush=True)
+    await asyncio.sleep(2.0)
     return PlainTextResponse("done")
 
 

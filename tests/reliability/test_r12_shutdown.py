@@ -43,9 +43,8 @@ async def hundred(agent: DevAgent, server: Hypercorn) -> tuple[list[int], float]
     connections = [Http1(server.port(), tls) for _ in range(IN_FLIGHT)]
     await asyncio.gather(*(connection.open() for connection in connections))
     asked = [asyncio.ensure_future(connection.ask("/slow")) for connection in connections]
-    # Each takes a second: sent before the signal, answered after it.
-    for connection in connections:
-        await connection._writer.drain()
+    # Each takes two seconds: begun before the signal, answered after it.
+    await asyncio.to_thread(server.wait_output, "a slow one begins", count=IN_FLIGHT)
     server.signal(signal.SIGTERM)
     began = time.monotonic()
     statuses = [(await asking)[0].status for asking in asked]

@@ -97,12 +97,14 @@ class Wire:
         self._ready.set()
         await self._stop.wait()
         server.close()
-        for task in list(self._tasks):
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=5)
-        for _ in range(3):
-            await asyncio.sleep(0)  # transports close in the next rounds of the loop
+        for _ in range(5):
+            # Once more: what was accepted a moment ago begins in the next rounds of the loop, in
+            # which transports close, too.
+            for task in list(self._tasks):
+                task.cancel()
+            if self._tasks:
+                await asyncio.wait(self._tasks, timeout=5)
+            await asyncio.sleep(0)
 
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
