@@ -90,7 +90,8 @@ def test_every_option_can_be_set_from_the_environment() -> None:
         "exempt": "/healthz,/ready", "domain": "mesh", "locality": "eu/a",
         "wait": "1m", "check_ttl": "30s",
         "ready_timeout": "500ms", "poll": "2s", "max_answer_bytes": "1000", "plugins": "false",
-        "deny_in_handshake": "true", "max_connection_age": "1h",
+        "plaintext_beyond_loopback": "true", "deny_in_handshake": "true",
+        "max_connection_age": "1h",
         "keep_file": "/keep", "keep_key": "00", "keep_max_age": "24h",
     }  # fmt: skip
     assert set(texts) == set(NAMES)
@@ -104,7 +105,7 @@ def test_every_option_can_be_set_from_the_environment() -> None:
         mode="shadow", reading="envoy", exempt=("/healthz", "/ready"), domain="mesh", wait=60.0,
         locality="eu/a",
         check_ttl=30.0, ready_timeout=0.5, poll=2.0, max_answer_bytes=1000, plugins=False,
-        deny_in_handshake=True, max_connection_age=3600.0,
+        plaintext_beyond_loopback=True, deny_in_handshake=True, max_connection_age=3600.0,
         keep_file="/keep", keep_key="00", keep_max_age=86400.0,
     )  # fmt: skip
 

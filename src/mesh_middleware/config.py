@@ -71,6 +71,8 @@ class Settings:
         check_ttl: seconds of the registration's TTL check.
         ready_timeout: seconds the start waits for the agent before serving anyway.
         max_answer_bytes: largest answer of the agent that is read.
+        plaintext_beyond_loopback: whether a plaintext listener (Hypercorn's ``insecure_bind``) may
+            be reached from other machines.
         deny_in_handshake: whether callers whom no request is allowed are refused in the handshake
             already; else they get a 403, which they can understand.
         max_connection_age: seconds after which a connection ends at its next bytes; 0 never.
@@ -111,6 +113,7 @@ class Settings:
     check_ttl: float = 15.0
     ready_timeout: float = 1.0
     max_answer_bytes: int = MAX_ANSWER_BYTES
+    plaintext_beyond_loopback: bool = False
     deny_in_handshake: bool = False
     max_connection_age: float = 0.0
     keep_file: str = ""
@@ -347,6 +350,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "register": _flag,
     "verify_agent": _flag,
     "plugins": _flag,
+    "plaintext_beyond_loopback": _flag,
     "deny_in_handshake": _flag,
     "max_connection_age": _seconds(0),
     "keep_max_age": _seconds(0),

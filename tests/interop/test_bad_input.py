@@ -87,6 +87,15 @@ def test_a_bad_table_is_one_line(
     assert said in only_line(server)
 
 
+def test_a_plaintext_listener_for_other_machines_is_one_line(serve: Serve) -> None:
+    """Refused, with the way out; loopback, and what the operator allows by name, are served."""
+    line = only_line(serve(STARLETTE, insecure_bind="0.0.0.0:0", listeners=0))
+    assert "0.0.0.0:0" in line and "plaintext_beyond_loopback = true" in line
+    allowed = {"service": "tax", "plaintext_beyond_loopback": True}
+    server = serve(STARLETTE, allowed, insecure_bind="0.0.0.0:0", listeners=2, folder="allowed")
+    assert knock(server.port("http"), None, tls=False).startswith(b"HTTP/1.1 403 ")
+
+
 def test_trio_cannot_run_wsgi(serve: Serve) -> None:
     """One line names the workers that can."""
     line = only_line(serve(FLASK, worker_class="trio", listeners=0))

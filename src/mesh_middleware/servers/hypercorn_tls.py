@@ -179,6 +179,7 @@ def check_hosted() -> None:
     try:
         # Here, since an error in create_ssl_context would print a hundred lines.
         settings = _settings(config)
+        _demand_loopback(config, settings)
         check_files(settings)
         open_keepsake(settings)
     except ConfigError as error:
@@ -204,6 +205,26 @@ def _bound(config: Any) -> tuple[str, int]:
             return str(name[0]), int(name[1])
     host, _, port = config.bind[0].rpartition(":")
     return host.strip("[]"), int(port) if port.isdigit() else 0
+
+
+def _demand_loopback(config: Any, settings: Settings) -> None:
+    # Design: plaintext is loopback's, unless the operator says otherwise by name.
+    for bind in () if settings.plaintext_beyond_loopback else config.insecure_bind:
+        if bind.startswith(("unix:", "fd:")):
+            continue
+        host = bind.rpartition(":")[0].strip("[]") if ":" in bind else bind
+        if host != "localhost" and not _is_loopback(host):
+            raise ConfigError(
+                f"insecure_bind = {bind!r} serves plaintext to other machines: bind 127.0.0.1, or "
+                "set plaintext_beyond_loopback = true in [mesh]"
+            )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _reachable(host: str) -> str:
