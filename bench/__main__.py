@@ -86,14 +86,16 @@ def _measure(
 def _figures(stage: Stage, program: Path, *, quick: bool) -> list[figures.Figure]:
     _tell("what the door adds, in process")
     found = door.measure(stage, 8 if quick else 40)
+    found += footprint.memory(stage, program, 1 if quick else 5, _tell)
+    found += footprint.start_up(stage, 2 if quick else 9, _tell)
+    stage.lean = False
     server = stage.mesh("starlette")
     stage.check(server)
     found += flips.measure(stage, server, 5 if quick else 40, _tell)
     server.close()
+    # Last: it leaves the agent with other roots than those of the callers' certificates.
     _tell("leaf and roots rotate beside an event loop")
     found += rotation.measure(stage, 5 if quick else 30)
-    found += footprint.memory(stage, program, 1 if quick else 5, _tell)
-    found += footprint.start_up(stage, 2 if quick else 9, _tell)
     return found
 
 
