@@ -18,11 +18,10 @@ import weakref
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any, Self
-
-import httpx
+from typing import TYPE_CHECKING, Any, Self
 
 from .belief import Belief
+from .calling import Calling
 from .certificates import Peer
 from .config import Settings, load_settings
 from .exceptions import ConfigError, NotReadyError
@@ -30,14 +29,17 @@ from .identity import ServiceId, SpiffeId
 from .intentions import Decision, Reason, RequestFacts, decision
 from .metrics import render_metrics
 from .plugins import Plugins
-from .raw import Calling
 from .refusals import Refusals, Told
 from .resolve import UpstreamKind
-from .routing.report import AttemptReport
 from .snapshot import Snapshot
 from .tls import LiveContext, client_context, server_context
-from .upstreams import UpstreamWatch
 from .watcher import Watcher
+
+if TYPE_CHECKING:
+    import httpx
+
+    from .routing.report import AttemptReport
+    from .upstreams import UpstreamWatch
 
 _log = logging.getLogger("mesh_middleware.mesh")
 _decisions = logging.getLogger("mesh_middleware.decision")
@@ -333,6 +335,9 @@ class Mesh(Calling):
         found = self._upstreams.get(key)
         if found is not None:
             return found
+        # A process that calls nobody does not load what calling takes.
+        from .upstreams import UpstreamWatch
+
         with self._lock:
             if self._watcher is None:
                 raise NotReadyError(f"{self!r} is not running: call start()")

@@ -18,95 +18,18 @@ import weakref
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from .config import Settings
 from .exceptions import NotReadyError, ResolveError
 from .gate import GateError
 from .identity import ServiceId
-from .resolve import UpstreamKind, parse_upstream, sni
+from .resolve import sni
 from .routing.calls import Attempt, Call, Outcome
 from .routing.trip import Trip
 from .upstreams import UpstreamWatch
-
-CONNECT_TIMEOUT = 10.0
-"""Seconds for finding an instance, connecting and the handshake, together."""
 
 STREAM_LIMIT = 64 * 1024
 """Bytes read ahead. Source: asyncio's default."""
 
 Contexts = Callable[[ServiceId], ssl.SSLContext]
-
-
-class Calling:
-    """What a mesh offers to those who call raw, or look at an upstream; `mesh_middleware.Mesh`."""
-
-    settings: Settings
-
-    def client_context(self, expected: ServiceId) -> ssl.SSLContext:
-        """The context for connections to one identity."""
-        raise NotImplementedError
-
-    def watch_upstream(
-        self,
-        name: str,
-        datacenter: str | None = None,
-        *,
-        namespace: str = "default",
-        partition: str = "default",
-        kind: UpstreamKind = "service",
-    ) -> UpstreamWatch:
-        """Keep informed of the instances of an upstream."""
-        raise NotImplementedError
-
-    def upstream(self, name: str) -> UpstreamWatch:
-        """
-        Look at an upstream: ``mesh.upstream("tax").state`` tells its instances and who is ejected.
-
-        Args:
-            name: as in a URL: ``tax``, ``tax.service.dc2.consul``, ``near.query.consul``.
-
-        Raises:
-            ResolveError: *name* is no name in the mesh.
-            NotReadyError: the mesh is not running.
-        """
-        found = parse_upstream(name, domain=self.settings.domain)
-        return self.watch_upstream(
-            found.name,
-            found.datacenter,
-            namespace=found.namespace,
-            partition=found.partition,
-            kind=found.kind,
-        )
-
-    async def connect(
-        self,
-        name: str,
-        *,
-        timeout: float = CONNECT_TIMEOUT,  # noqa: ASYNC109 - one word for both forms
-    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """
-        Open a raw TCP connection to an upstream, for asyncio: ``await mesh.connect("db")``.
-
-        Args:
-            name: as in a URL.
-            timeout: seconds, all attempts together.
-
-        Raises:
-            ResolveError: *name* is no name in the mesh; `NoHealthyInstanceError`: nobody is well;
-                `BreakerOpenError`: all are ejected.
-            PeerMismatchError: somebody else answers; nothing was sent.
-            NotReadyError: the mesh is not running, or was told nothing about *name*.
-            OSError: no instance could be reached; ``TimeoutError`` when time was over.
-        """
-        return await open_stream(self.upstream(name), self.client_context, timeout)
-
-    def connect_socket(self, name: str, *, timeout: float = CONNECT_TIMEOUT) -> ssl.SSLSocket:
-        """
-        Open a raw TCP connection to an upstream, as a blocking socket; as `connect`.
-
-        Raises:
-            ResolveError, PeerMismatchError, NotReadyError, OSError: as `connect`.
-        """
-        return open_socket(self.upstream(name), self.client_context, timeout)
 
 
 async def open_stream(

@@ -153,7 +153,7 @@ class UpstreamWatch:
         found = self._parse(body, trust_domain)
         self._body, self._domain = body, trust_domain
         self._emptied = not found
-        # All still listed, and all critical at once: see CRITICAL_FOR of the watcher.
+        # All still listed, and all critical at once: see `outbound.CRITICAL_FOR`.
         if self._emptied and (shaken or self._lists(body)) and self._instances:
             return False
         self._learn(found, _NONE)

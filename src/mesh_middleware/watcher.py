@@ -15,12 +15,9 @@ import threading
 from collections.abc import Callable, Coroutine
 from datetime import datetime
 from pathlib import Path
-from typing import Any
-
-import httpx
+from typing import TYPE_CHECKING, Any
 
 from .belief import SECOND_LOOK, Belief
-from .chains import ChainWatch
 from .config import Settings
 from .consul import watch, wire
 from .consul.client import Answer, ConsulClient
@@ -35,7 +32,12 @@ from .keepsake import Keepsake, KeepsakeError
 from .plugins import Plugins
 from .probe import DefaultProbe
 from .snapshot import Conditions
-from .upstreams import UpstreamWatch
+
+if TYPE_CHECKING:
+    import httpx
+
+    from .outbound import Outbound
+    from .upstreams import UpstreamWatch
 
 _log = logging.getLogger("mesh_middleware.watch")
 
@@ -45,11 +47,6 @@ SWEEP_EVERY = 5.0
 """Seconds between sweeps without a change: certificates of peers expire."""
 KEEP_EVERY = 3600.0
 """Seconds after which the last known good is kept anew, though nothing has changed."""
-SHAKEN_FOR = 30.0
-"""Seconds after the agent was away in which "no instance" is not believed: two TTLs of ours."""
-CRITICAL_FOR = 2.0
-"""Seconds in which it is not believed that all instances failed at once: an agent that was paused
-for longer than their TTL says so before their heartbeats reach it again, which takes about one."""
 TASKS_END = 1.0
 """Seconds that cancelled watches have to end."""
 
@@ -105,13 +102,8 @@ class Watcher:
             belief.note,
             self._spawn,
         )
-        self._chains = ChainWatch(
-            self.follower,
-            self._spawn,
-            lambda place: self._follow_now(place, chained=False),
-            settings.locality,
-        )
-        self._upstreams: list[UpstreamWatch] = []
+        self._outbound: Outbound | None = None
+        self._defaults: object = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._running = threading.Event()
         self._stop, self._joined = asyncio.Event(), asyncio.Event()
@@ -155,8 +147,20 @@ class Watcher:
         assert self._loop is not None
         self._loop.call_soon_threadsafe(lambda: self._follow_now(upstream))
 
-    def _follow_now(self, upstream: UpstreamWatch, *, chained: bool = True) -> None:
-        self._spawn(self._watch_upstream(upstream, chained))
+    def _follow_now(self, upstream: UpstreamWatch) -> None:
+        if self._outbound is None:
+            from .outbound import Outbound  # a service that calls nobody does not pay for it
+
+            self._outbound = Outbound(
+                self.follower,
+                self._belief,
+                self._plugins,
+                self._spawn,
+                self._joined,
+                self._settings.locality,
+            )
+            self._outbound.take_defaults(self._defaults)
+        self._outbound.follow(upstream)
 
     def withdraw(self) -> None:
         """Turn the check critical and deregister, for good; everything else goes on."""
@@ -175,8 +179,8 @@ class Watcher:
         if self._belief.snapshot.joined:
             self._joined.set()
         self._entries.want(self._belief.snapshot.intentions)
-        for upstream in self._upstreams:
-            upstream.follow_domain(self._belief.trust_domain)
+        if self._outbound is not None:
+            self._outbound.follow_domain(self._belief.trust_domain)
 
     def _run(self) -> None:
         try:
@@ -284,49 +288,11 @@ class Watcher:
         self._unsure = before
         return Answer(again.status, index, again.body, again.headers)
 
-    async def _watch_upstream(self, upstream: UpstreamWatch, chained: bool) -> None:
-        loop = asyncio.get_running_loop()
-        shaken_until = 0.0
-
-        def take(answer: Answer, regressed: bool) -> None:
-            shaken = regressed or loop.time() < shaken_until
-            if not upstream.take(answer.body, self._belief.trust_domain, shaken=shaken):
-                loop.call_later(SHAKEN_FOR if shaken else CRITICAL_FOR, upstream.concede)
-
-        def failed(error: MeshError) -> None:
-            nonlocal shaken_until
-            shaken_until = loop.time() + SHAKEN_FOR
-            upstream.fail(error)
-
-        while True:
-            if not self._ask_plugins(upstream):
-                break
-            await asyncio.sleep(watch.POLL_EVERY)
-        self._upstreams.append(upstream)
-        if chained and upstream.has_chain:
-            self._chains.add(upstream)
-        # The expected identities are in our trust domain, which the roots tell.
-        await self._joined.wait()
-        name, shift = f"upstream {upstream}", self._chains.shift
-        await self.follower.watch(name, upstream.question, take, failed, shift)
-
     def _take_entries(self, conditions: Conditions, kept: Any) -> None:
         self._belief.take_conditions(conditions, kept)
-        self._chains.take_defaults(kept["entries"].get("service-defaults"))
-
-    def _ask_plugins(self, upstream: UpstreamWatch) -> bool:
-        if upstream.kind == "query":
-            return False
-        try:
-            found = self._plugins.resolve(upstream.name, upstream.datacenter)
-        except Exception as error:
-            _log.exception("a plugin failed in mesh_resolve")
-            upstream.give((), f"a plugin failed in mesh_resolve: {type(error).__name__}")
-            return True
-        if found is None:
-            return False
-        upstream.give(tuple(found), "a plugin says there is no instance")
-        return True
+        self._defaults = kept["entries"].get("service-defaults")
+        if self._outbound is not None:
+            self._outbound.take_defaults(self._defaults)
 
     async def _keep(self, keepsake: Keepsake) -> None:
         while True:
