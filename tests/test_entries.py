@@ -134,6 +134,15 @@ def demand(agent: DevAgent, entry: dict[str, Any]) -> None:
     agent.put_entry({"Kind": "service-intentions", "Name": "tax", "Sources": [source], "JWT": jwt})
 
 
+def join_demanding(agent: DevAgent, join: Callable[..., Mesh], entry: dict[str, Any]) -> Mesh:
+    """Start tax, which demands a token of okta and has okta's keys."""
+    agent.set_protocol("tax", "http")
+    demand(agent, entry)
+    mesh = join()
+    assert mesh.wait_for(lambda s: providers(s) == 1, PATIENCE)
+    return mesh
+
+
 def permit(agent: DevAgent, path: str) -> None:
     agent.permissions(
         "invoice",
@@ -244,10 +253,7 @@ def test_a_provider_that_an_intention_names_is_followed(
     mesh_agent: DevAgent, join: Callable[..., Mesh], issuer: Issuer
 ) -> None:
     """Fetched when it is named, replaced when it changes, forgotten when nobody names it."""
-    mesh_agent.set_protocol("tax", "http")
-    demand(mesh_agent, issuer.local())
-    mesh = join()
-    assert mesh.wait_for(lambda s: providers(s) == 1, PATIENCE)
+    mesh = join_demanding(mesh_agent, join, issuer.local())
     verdict = decide(mesh, issuer.token(sub="ann"))
     assert (verdict.reason, (verdict.claims or {})["okta"]["sub"]) == ("intention_allow", "ann")
     old = issuer.token()
@@ -280,10 +286,7 @@ def test_remote_keys_are_fetched_ahead_and_roll_over(
 ) -> None:
     """A token by a new key has the keys read again early, long before they are due."""
     monkeypatch.setattr(entries, "REFRESH_EVERY", 0.05)
-    mesh_agent.set_protocol("tax", "http")
-    demand(mesh_agent, issuer.remote(CacheDuration="1h"))
-    mesh = join()
-    assert mesh.wait_for(lambda s: providers(s) == 1, PATIENCE)
+    mesh = join_demanding(mesh_agent, join, issuer.remote(CacheDuration="1h"))
     assert decide(mesh, issuer.token()).allowed
     asked, old = issuer.asked, issuer.token()
     issuer.roll()
@@ -297,10 +300,7 @@ def test_remote_keys_are_read_again_when_they_are_old(
     mesh_agent: DevAgent, join: Callable[..., Mesh], issuer: Issuer
 ) -> None:
     """After CacheDuration, without a token that asks for it."""
-    mesh_agent.set_protocol("tax", "http")
-    demand(mesh_agent, issuer.remote(CacheDuration="1s"))
-    mesh = join()
-    assert mesh.wait_for(lambda s: providers(s) == 1, PATIENCE)
+    mesh = join_demanding(mesh_agent, join, issuer.remote(CacheDuration="1s"))
     first = mesh.snapshot.conditions.providers[0].keys
     issuer.roll()
     assert mesh.wait_for(lambda s: s.conditions.providers[0].keys not in (None, first), PATIENCE)
@@ -310,10 +310,7 @@ def test_bad_tokens_cannot_make_us_hammer_the_issuer(
     mesh_agent: DevAgent, join: Callable[..., Mesh], issuer: Issuer
 ) -> None:
     """Any caller can send a token by a key that nobody knows: that is one question in a while."""
-    mesh_agent.set_protocol("tax", "http")
-    demand(mesh_agent, issuer.remote())
-    mesh = join()
-    assert mesh.wait_for(lambda s: providers(s) == 1, PATIENCE)
+    mesh = join_demanding(mesh_agent, join, issuer.remote())
     issuer.kid = "unknown"
     issuer.key = ec.generate_private_key(ec.SECP256R1())
     token = issuer.token()
@@ -350,10 +347,7 @@ def test_a_new_address_of_keys_forgets_the_old_ones_keys(
     mesh_agent: DevAgent, join: Callable[..., Mesh], issuer: Issuer
 ) -> None:
     """Keys of an address that the entry names no more vouch for nothing."""
-    mesh_agent.set_protocol("tax", "http")
-    demand(mesh_agent, issuer.remote())
-    mesh = join()
-    assert mesh.wait_for(lambda s: providers(s) == 1, PATIENCE)
+    mesh = join_demanding(mesh_agent, join, issuer.remote())
     mesh_agent.put_entry(issuer.remote(URI="http://127.0.0.1:1/keys"))
     assert mesh.wait_for(lambda s: providers(s) == 0, PATIENCE)
     assert decide(mesh, issuer.token()).reason == "jwt_no_keys"
@@ -365,10 +359,7 @@ def test_a_key_file_is_read(
     """``Local.Filename`` names a file of this machine."""
     file = tmp_path / "keys.json"
     file.write_text(json.dumps(issuer.jwks()))
-    mesh_agent.set_protocol("tax", "http")
-    demand(mesh_agent, issuer.entry(Local={"Filename": str(file)}))
-    mesh = join()
-    assert mesh.wait_for(lambda s: providers(s) == 1, PATIENCE)
+    mesh = join_demanding(mesh_agent, join, issuer.entry(Local={"Filename": str(file)}))
     assert decide(mesh, issuer.token()).allowed
 
 

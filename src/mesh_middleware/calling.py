@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 from .config import Settings
 from .identity import ServiceId
-from .resolve import UpstreamKind, parse_upstream
+from .resolve import Upstream, parse_upstream
 
 if TYPE_CHECKING:
     from .upstreams import UpstreamWatch
@@ -22,26 +23,18 @@ CONNECT_TIMEOUT = 10.0
 """Seconds for finding an instance, connecting and the handshake, together."""
 
 
-class Calling:
+class Calling(ABC):
     """What a mesh offers to those who call raw, or look at an upstream; `mesh_middleware.Mesh`."""
 
     settings: Settings
 
+    @abstractmethod
     def client_context(self, expected: ServiceId) -> ssl.SSLContext:
         """The context for connections to one identity."""
-        raise NotImplementedError
 
-    def watch_upstream(
-        self,
-        name: str,
-        datacenter: str | None = None,
-        *,
-        namespace: str = "default",
-        partition: str = "default",
-        kind: UpstreamKind = "service",
-    ) -> UpstreamWatch:
+    @abstractmethod
+    def watch_upstream(self, upstream: Upstream) -> UpstreamWatch:
         """Keep informed of the instances of an upstream."""
-        raise NotImplementedError
 
     def upstream(self, name: str) -> UpstreamWatch:
         """
@@ -54,14 +47,7 @@ class Calling:
             ResolveError: *name* is no name in the mesh.
             NotReadyError: the mesh is not running.
         """
-        found = parse_upstream(name, domain=self.settings.domain)
-        return self.watch_upstream(
-            found.name,
-            found.datacenter,
-            namespace=found.namespace,
-            partition=found.partition,
-            kind=found.kind,
-        )
+        return self.watch_upstream(parse_upstream(name, domain=self.settings.domain))
 
     async def connect(
         self,

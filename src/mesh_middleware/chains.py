@@ -23,6 +23,7 @@ from .consul.client import Answer
 from .consul.shifts import Shift
 from .exceptions import AgentRefusedError, MeshError
 from .following import Follower
+from .resolve import Upstream
 from .routing import Locality, Manners, Place
 from .routing.entries import KINDS, Entry, read_manners
 from .routing.reading import parse_chain
@@ -156,7 +157,7 @@ class ChainWatch:
             return
         watch = self._places.get(place)
         if watch is None:
-            watch = self._places[place] = UpstreamWatch(place.service, place.datacenter)
+            watch = self._places[place] = UpstreamWatch(Upstream(place.service, place.datacenter))
             self._follow(watch)
         watch.tell(upstream)
 

@@ -16,6 +16,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -30,7 +31,7 @@ from .intentions import Decision, Reason, RequestFacts, decision
 from .metrics import render_metrics
 from .plugins import Plugins
 from .refusals import Refusals, Told
-from .resolve import UpstreamKind
+from .resolve import Upstream, UpstreamKind
 from .snapshot import Snapshot
 from .tls import LiveContext, client_context, server_context
 from .watcher import Watcher
@@ -47,6 +48,7 @@ _decisions = logging.getLogger("mesh_middleware.decision")
 _meshes: weakref.WeakSet[Mesh] = weakref.WeakSet()
 _default: Mesh | None = None
 _default_lock = threading.Lock()
+_SAME: dict[UpstreamKind, UpstreamKind] = {"connect": "service"}
 
 
 class Mesh(Calling):
@@ -99,7 +101,7 @@ class Mesh(Calling):
     def _reset(self) -> None:
         self._belief = Belief(self.settings, self._now, self._swapped)
         self._watcher: Watcher | None = None
-        self._upstreams: dict[tuple[str | None, ...], UpstreamWatch] = {}
+        self._upstreams: dict[Upstream, UpstreamWatch] = {}
         self.ending = False
         self._server: LiveContext | None = None
 
@@ -308,30 +310,22 @@ class Mesh(Calling):
         """
         return client_context(lambda: self._belief.generation, self._now, expected)
 
-    def watch_upstream(
-        self,
-        name: str,
-        datacenter: str | None = None,
-        *,
-        namespace: str = "default",
-        partition: str = "default",
-        kind: UpstreamKind = "service",
-    ) -> UpstreamWatch:
+    def watch_upstream(self, upstream: Upstream | str) -> UpstreamWatch:
         """
         Keep informed of the instances of an upstream; the same watch for the same name.
 
         Args:
-            name: service that is called, or prepared query.
-            datacenter: where it is looked up; ``None`` means the configured one, or the agent's.
-            namespace: of the service; ``default`` outside Consul Enterprise.
-            partition: of the service; ``default`` outside Consul Enterprise.
-            kind: what *name* is; ``connect`` is another word for ``service``.
+            upstream: who is called; a text is the name of a service. Without a datacenter the
+                configured one, or the agent's, is meant; ``connect`` is another word for
+                ``service``.
 
         Raises:
             NotReadyError: the mesh is not running.
         """
-        where = datacenter or self.settings.datacenter or None
-        key = (name, where, namespace, partition, "query" if kind == "query" else "service")
+        if isinstance(upstream, str):
+            upstream = Upstream(upstream)
+        where = upstream.datacenter or self.settings.datacenter or None
+        key = replace(upstream, datacenter=where, kind=_SAME.get(upstream.kind, upstream.kind))
         found = self._upstreams.get(key)
         if found is not None:
             return found
@@ -342,7 +336,7 @@ class Mesh(Calling):
             if self._watcher is None:
                 raise NotReadyError(f"{self!r} is not running: call start()")
             if key not in self._upstreams:
-                self._upstreams[key] = UpstreamWatch(name, where, namespace, partition, kind)
+                self._upstreams[key] = UpstreamWatch(key)
                 self._watcher.follow(self._upstreams[key])
             return self._upstreams[key]
 

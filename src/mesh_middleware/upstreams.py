@@ -16,7 +16,7 @@ import anyio.to_thread
 
 from .consul import wire
 from .exceptions import MeshError, NoHealthyInstanceError, NotReadyError
-from .resolve import Endpoint, UpstreamKind, parse_query
+from .resolve import Endpoint, Upstream, parse_query
 from .routing.chain import Chain, Place
 from .routing.course import Course, Manners, UpstreamState
 from .routing.instances import Instance, parse_instances
@@ -29,30 +29,16 @@ class UpstreamWatch:
     The instances of one upstream, kept by a blocking query.
 
     Args:
-        name: service that is called, or prepared query.
-        datacenter: where it is looked up; ``None`` means our own.
-        namespace: of the service; ``default`` outside Consul Enterprise.
-        partition: of the service; ``default`` outside Consul Enterprise.
-        kind: what *name* is.
+        upstream: who is called.
 
     Attributes:
         course: which instance a call goes to, and what became of the calls.
     """
 
-    def __init__(
-        self,
-        name: str,
-        datacenter: str | None = None,
-        namespace: str = "default",
-        partition: str = "default",
-        kind: UpstreamKind = "service",
-    ) -> None:
-        self.name = name
-        self.datacenter = datacenter
-        self.namespace = namespace
-        self.partition = partition
-        self.kind = kind
-        self.course = Course(name, datacenter)
+    def __init__(self, upstream: Upstream) -> None:
+        self.name, self.datacenter, self.kind = upstream.name, upstream.datacenter, upstream.kind
+        self._upstream = upstream
+        self.course = Course(self.name, self.datacenter)
         self.endpoints: tuple[Endpoint, ...] | None = None
         self._instances: tuple[Instance, ...] | None = None
         self._awaited = False
@@ -72,14 +58,14 @@ class UpstreamWatch:
         """What the agent is asked."""
         if self.kind == "query":
             return wire.query_question(self.name, self.datacenter)
-        return wire.health_question(
-            self.name, self.datacenter, namespace=self.namespace, partition=self.partition
-        )
+        scopes = {"namespace": self._upstream.namespace, "partition": self._upstream.partition}
+        return wire.health_question(self.name, self.datacenter, **scopes)
 
     @property
     def has_chain(self) -> bool:
         """Whether config entries may speak of it: prepared queries and other scopes have none."""
-        return self.kind != "query" and (self.namespace, self.partition) == ("default",) * 2
+        scope = (self._upstream.namespace, self._upstream.partition)
+        return self.kind != "query" and scope == ("default", "default")
 
     @property
     def why(self) -> str:

@@ -24,7 +24,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from mesh_middleware.exceptions import PeerMismatchError
 from mesh_middleware.identity import ServiceId
-from mesh_middleware.resolve import Endpoint
+from mesh_middleware.resolve import Endpoint, Upstream
 from mesh_middleware.routing.course import Course
 from mesh_middleware.routing.instances import Instance
 from mesh_middleware.routing.report import AttemptReport
@@ -212,7 +212,7 @@ class StaticMesh:
         self.snapshot = StaticSnapshot()
         self.settings = StaticSettings()
         self.attempt_told: Callable[[AttemptReport], None] | None = None
-        self.asked: dict[str, str | None] = {}
+        self.asked = Upstream("")
         self.watches: dict[tuple[str, str | None], StaticWatch] = {}
         self._joined = threading.Event()
         self._name = name
@@ -240,14 +240,12 @@ class StaticMesh:
         """Make a context for *expected*."""
         return client_context(self.authority.root_pem, self._leaf, expected.uri)
 
-    def watch_upstream(
-        self, name: str, datacenter: str | None = None, **scopes: str
-    ) -> StaticWatch:
-        """Find the watch on *name*."""
-        self.asked = {"name": name, "datacenter": datacenter, **scopes}
-        key = (name, datacenter)
+    def watch_upstream(self, upstream: Upstream | str) -> StaticWatch:
+        """Find the watch on *upstream*; a text is the name of a service."""
+        self.asked = Upstream(upstream) if isinstance(upstream, str) else upstream
+        key = (self.asked.name, self.asked.datacenter)
         if key not in self.watches:
-            self.watches[key] = StaticWatch(name, datacenter)
+            self.watches[key] = StaticWatch(*key)
         return self.watches[key]
 
     def tell(self, name: str, *endpoints: Endpoint) -> None:

@@ -40,7 +40,7 @@ from mesh_middleware.httpx import (
     UpstreamNameError,
     UpstreamUnverifiedError,
 )
-from mesh_middleware.resolve import Endpoint, StaticResolver
+from mesh_middleware.resolve import Endpoint, StaticResolver, Upstream
 from mesh_middleware.routing.breaking import Breaking
 from mesh_middleware.routing.chain import Retries
 from mesh_middleware.routing.course import Manners
@@ -96,7 +96,7 @@ def test_the_datacenter_of_the_name_is_asked_for(
 ) -> None:
     """``tax.service.dc2.consul`` is looked up in dc2."""
     with serving(authority, answering(b"far")) as server, driver.client(mesh) as client:
-        mesh.watch_upstream("tax", "dc2").tell(server.endpoint("tax"))
+        mesh.watch_upstream(Upstream("tax", "dc2")).tell(server.endpoint("tax"))
         assert client.get("https://tax.service.dc2.consul/").text == "far"
 
 
@@ -234,21 +234,20 @@ def test_only_names_in_the_mesh_are_called(mesh: StaticMesh, driver: Driver, url
 @pytest.mark.parametrize(
     ("host", "asked"),
     [
-        ("near.query.consul", {"name": "near", "kind": "query"}),
-        ("near.query.dc2.consul", {"name": "near", "kind": "query", "datacenter": "dc2"}),
-        ("tax.service.team.ns.consul", {"namespace": "team"}),
-        ("tax.service.team.ns.eu.ap.dc2.dc.consul", {"partition": "eu", "datacenter": "dc2"}),
+        ("near.query.consul", Upstream("near", kind="query")),
+        ("near.query.dc2.consul", Upstream("near", "dc2", kind="query")),
+        ("tax.service.team.ns.consul", Upstream("tax", namespace="team")),
+        ("tax.service.team.ns.eu.ap.dc2.dc.consul", Upstream("tax", "dc2", "team", "eu")),
     ],
 )
 def test_what_a_name_says_is_asked_for(
-    authority: Authority, mesh: StaticMesh, driver: Driver, host: str, asked: dict[str, str]
+    authority: Authority, mesh: StaticMesh, driver: Driver, host: str, asked: Upstream
 ) -> None:
     """Prepared queries, namespaces and partitions are asked for as the name says."""
     with serving(authority, answering(b"found")) as server, driver.client(mesh) as client:
-        name, datacenter = asked.get("name", "tax"), asked.get("datacenter")
-        mesh.watch_upstream(name, datacenter).tell(server.endpoint("tax"))
+        mesh.watch_upstream(asked).tell(server.endpoint("tax"))
         assert client.get(f"https://{host}/").text == "found"
-    assert mesh.asked.items() >= asked.items()
+    assert mesh.asked == asked
 
 
 def test_the_domain_is_the_meshs_setting(

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from mesh_middleware.exceptions import NoHealthyInstanceError
+from mesh_middleware.resolve import Upstream
 from mesh_middleware.upstreams import UpstreamWatch
 
 DOMAIN = "11111111-2222-3333-4444-555555555555.consul"
@@ -24,7 +25,7 @@ def told(status: str) -> list[dict[str, Any]]:
 
 def test_r08_all_critical_at_once_is_not_believed_before_it_lasts() -> None:
     """Listed, but all failing: the old ones are called until it has lasted; none listed: nobody."""
-    upstream = UpstreamWatch("tax")
+    upstream = UpstreamWatch(Upstream("tax"))
     assert upstream.take(told("passing"), DOMAIN)
     assert not upstream.take(told("critical"), DOMAIN)
     assert len(upstream.wait(0.0)) == 1

@@ -7,15 +7,18 @@ where the user mounted an ordinary transport. Refuses the options that would wea
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from ..exceptions import ConfigError
 from ..resolve import Resolver
 from .library import httpx
 from .transport import DEFAULT_LIMITS, AsyncMeshTransport, MeshTransport
 from .upstreams import MeshLike
+
+T = TypeVar("T")
 
 MAX_READ = 256
 """URLs that are kept as they were read."""
@@ -70,14 +73,12 @@ class Client(httpx.Client):
         ours = MeshTransport(
             mesh, resolver=resolver, domain=domain, http1=http1, http2=http2, limits=limits
         )
-        carried = {
-            pattern: ordinary
-            if ordinary is None or _as_mounted(pattern, ordinary)
-            else _Beside(ours, ordinary)
-            for pattern, ordinary in (mounts or {}).items()
-        }
-        main = ours if transport is None else _Beside(ours, transport)
-        super().__init__(transport=main, mounts=carried, trust_env=False, **options)
+        super().__init__(
+            transport=ours if transport is None else _Beside(ours, transport),
+            mounts=_guarded(mounts, partial(_Beside, ours)),
+            trust_env=False,
+            **options,
+        )
         self._ours, self._urls = ours, _Urls()
         self._kept = _Cookies(options.get("cookies"))
 
@@ -150,14 +151,12 @@ class AsyncClient(httpx.AsyncClient):
         ours = AsyncMeshTransport(
             mesh, resolver=resolver, domain=domain, http1=http1, http2=http2, limits=limits
         )
-        carried = {
-            pattern: ordinary
-            if ordinary is None or _as_mounted(pattern, ordinary)
-            else _AsyncBeside(ours, ordinary)
-            for pattern, ordinary in (mounts or {}).items()
-        }
-        main = ours if transport is None else _AsyncBeside(ours, transport)
-        super().__init__(transport=main, mounts=carried, trust_env=False, **options)
+        super().__init__(
+            transport=ours if transport is None else _AsyncBeside(ours, transport),
+            mounts=_guarded(mounts, partial(_AsyncBeside, ours)),
+            trust_env=False,
+            **options,
+        )
         self._ours, self._urls = ours, _Urls()
         self._kept = _Cookies(options.get("cookies"))
 
@@ -235,6 +234,15 @@ def _refuse(options: dict[str, Any]) -> None:
         raise ConfigError(
             "trust_env=True has no place in a mesh client: no variable may reroute its traffic"
         )
+
+
+def _guarded(
+    mounts: Mapping[str, T | None] | None, beside: Callable[[T], T]
+) -> dict[str, T | None]:
+    return {
+        pattern: one if one is None or _as_mounted(pattern, one) else beside(one)
+        for pattern, one in (mounts or {}).items()
+    }
 
 
 def _as_mounted(pattern: str, transport: object) -> bool:

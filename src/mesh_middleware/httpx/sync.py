@@ -1,15 +1,13 @@
 """
 Calling over blocking sockets: our own HTTP/1.1 for `httpx.Client`.
 
-Owns connections, bodies and waiting in line, for threads. Which connection is used is `pool`'s
-business, what bytes mean is `wire`'s and `h1`'s.
+Owns dialling, bodies and waiting in line, for threads; the connection itself is `sockets`', which
+one is used `pool`'s.
 """
 
 from __future__ import annotations
 
-import select
 import socket
-import ssl
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -17,158 +15,14 @@ from contextlib import suppress
 from typing import Any
 
 from ..exceptions import MeshError
-from .carrier import (
-    READ_BYTES,
-    Answer,
-    Patience,
-    hinted,
-    may_send_again,
-    may_stop_sending,
-)
+from .carrier import Answer, Patience, hinted, may_send_again
 from .errors import explain_failure, too_many_wait
 from .h1 import Reading
 from .journey import Journey
 from .library import httpx
-from .pool import Lane, Pool, retirement
+from .pool import Lane, Pool
+from .sockets import Connection, Stream
 from .upstreams import MeshLike, Target
-from .wire import Outgoing
-
-
-class Connection:
-    """
-    One TLS connection to one instance, whose identity was verified.
-
-    Args:
-        sock: after the handshake.
-        lane: the instance.
-        generation: of leaf and roots when it was dialled.
-    """
-
-    def __init__(self, sock: ssl.SSLSocket, lane: Lane[Any], generation: int) -> None:
-        self.sock = sock
-        self.lane = lane
-        self.generation = generation
-        self.retire_at = retirement(sock)
-        self.idle_since = 0.0
-        self.requests = 0
-        self.wrote = False
-        self.heard = False
-        self.sent_all = False
-        self._timeout: float | None = sock.gettimeout()
-        self._poll = select.poll()
-        self._poll.register(sock, select.POLLIN)
-
-    def is_usable(self) -> bool:
-        """Whether the other end neither closed it nor said something unasked."""
-        if not self._poll.poll(0):
-            return True
-        try:
-            self._set_timeout(0.0)
-            self.sock.recv(1)
-        except ssl.SSLWantReadError:
-            # A ticket or a key update: TLS's own business.
-            return True
-        except OSError:
-            return False
-        return False
-
-    def exchange(self, outgoing: Outgoing, patience: Patience) -> Reading:
-        """
-        Send a request and read the head of its answer.
-
-        Raises:
-            httpx.TransportError: as httpx; the connection is of no more use.
-        """
-        self.requests += 1
-        self.wrote = self.heard = self.sent_all = False
-        reading = Reading(outgoing.method, outgoing.upgrades)
-        try:
-            self._send(outgoing, reading, patience)
-        except httpx.WriteError:
-            # The answer may have come before the other end stopped listening.
-            pass
-        while not reading.status:
-            self.receive(reading, patience.within(patience.read))
-        return reading
-
-    def receive(self, reading: Reading, timeout: float | None) -> None:
-        """Read once."""
-        self._set_timeout(timeout)
-        try:
-            data = self.sock.recv(READ_BYTES)
-        except TimeoutError as error:
-            raise httpx.ReadTimeout(str(error)) from error
-        except OSError as error:
-            raise httpx.ReadError(str(error)) from error
-        if data:
-            self.heard = True
-            reading.feed(data)
-        else:
-            reading.end()
-
-    def write(self, data: bytes, timeout: float | None) -> None:
-        """Write all of *data*."""
-        self._set_timeout(timeout)
-        try:
-            sent = self.sock.send(data)
-            self.wrote = True
-            if sent < len(data):
-                rest = memoryview(data)[sent:]
-                while rest:
-                    rest = rest[self.sock.send(rest) :]
-        except TimeoutError as error:
-            raise httpx.WriteTimeout(str(error)) from error
-        except OSError as error:
-            raise httpx.WriteError(str(error)) from error
-
-    def close(self) -> None:
-        """Close it, telling the other end if that costs no waiting."""
-        with suppress(OSError, ValueError):
-            self._set_timeout(0.0)
-            self.sock.unwrap()
-        with suppress(OSError):
-            self.sock.close()
-
-    def _send(self, outgoing: Outgoing, reading: Reading, patience: Patience) -> None:
-        timeout = patience.within(patience.write)
-        if outgoing.body is not None:
-            self._write_unless_answered(outgoing.head + outgoing.body, reading, timeout)
-            self.sent_all = True
-            return
-        self.write(outgoing.head, timeout)
-        for part in outgoing.stream:
-            if self._is_answered(reading):
-                return
-            if framed := outgoing.frame(part):
-                timeout = patience.within(patience.write)
-                self._write_unless_answered(framed, reading, timeout)
-        if end := outgoing.finish():
-            self.write(end, patience.within(patience.write))
-        self.sent_all = True
-
-    def _write_unless_answered(self, data: bytes, reading: Reading, timeout: float | None) -> None:
-        try:
-            self.write(data, timeout)
-        except httpx.WriteTimeout as error:
-            # It does not take the rest; perhaps because it has said why already.
-            if not self._is_answered(reading):
-                raise
-            raise httpx.WriteError(str(error)) from error
-
-    def _is_answered(self, reading: Reading) -> bool:
-        while not reading.status and self._poll.poll(0):
-            try:
-                self.receive(reading, 0.0)
-            except httpx.ReadError as error:
-                if isinstance(error.__cause__, ssl.SSLWantReadError):
-                    break
-                raise httpx.WriteError(str(error)) from error
-        return may_stop_sending(reading.status)
-
-    def _set_timeout(self, timeout: float | None) -> None:
-        if timeout != self._timeout:
-            self.sock.settimeout(timeout)
-            self._timeout = timeout
 
 
 class _Turn:
@@ -455,58 +309,3 @@ class Body(httpx.SyncByteStream):
             connection.close()
             self._line.forget()
         self._end()
-
-
-class Stream:
-    """
-    ``response.extensions["network_stream"]``: facts about the connection, and after an Upgrade or
-    CONNECT the connection itself.
-    """
-
-    def __init__(self, connection: Connection, reading: Reading) -> None:
-        self._connection = connection
-        self._reading = reading
-
-    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        """
-        Read from an upgraded connection; empty at its end.
-
-        Raises:
-            RuntimeError: the connection was not upgraded.
-        """
-        reading = self._upgraded()
-        if not reading.rest:
-            self._connection.receive(reading, timeout)
-        data, reading.rest = reading.rest[:max_bytes], reading.rest[max_bytes:]
-        return data
-
-    def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        """
-        Write to an upgraded connection.
-
-        Raises:
-            RuntimeError: the connection was not upgraded.
-        """
-        self._upgraded()
-        if buffer:
-            self._connection.write(buffer, timeout)
-
-    def close(self) -> None:
-        """Close an upgraded connection; of others the response is closed instead."""
-        if self._reading.switched:
-            self._connection.close()
-
-    def get_extra_info(self, info: str) -> Any:
-        """Tell ``ssl_object``, ``client_addr`` or ``server_addr``, as httpcore does."""
-        sock = self._connection.sock
-        known = {
-            "ssl_object": lambda: sock,
-            "client_addr": sock.getsockname,
-            "server_addr": sock.getpeername,
-        }
-        return known[info]() if info in known else None
-
-    def _upgraded(self) -> Reading:
-        if not self._reading.switched:
-            raise RuntimeError("only an upgraded connection is read and written directly")
-        return self._reading

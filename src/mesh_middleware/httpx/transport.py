@@ -35,36 +35,21 @@ DEFAULT_LIMITS = httpx.Limits(
 than the requests that it saves a connection for."""
 
 
+_made: weakref.WeakSet[MeshTransport | AsyncMeshTransport] = weakref.WeakSet()
 _inherited: list[object] = []
 """What a child process got from its parent: kept, since even letting it go could say goodbye on
 connections that the parent still uses."""
 
 
-class _Forkable:
-    """A transport that begins anew in a child process."""
-
-    _made: weakref.WeakSet[_Forkable] = weakref.WeakSet()
-
-    def __init__(self, targets: Targets) -> None:
-        self._targets = targets
-        self._made.add(self)
-
-    def _drop(self) -> list[object]:
-        """Forget connections; returns what held them."""
-        raise NotImplementedError
-
-    @classmethod
-    def after_fork(cls) -> None:
-        """Leave the parent its connections: two processes on one TLS connection break both."""
-        for transport in list(cls._made):
-            _inherited.extend(transport._drop())
-            _inherited.append(transport._targets.forget())
+def _after_fork() -> None:
+    # The parent keeps its connections: two processes on one TLS connection break both.
+    _inherited.extend([transport._begin_anew() for transport in list(_made)])
 
 
-os.register_at_fork(after_in_child=_Forkable.after_fork)
+os.register_at_fork(after_in_child=_after_fork)
 
 
-class MeshTransport(_Forkable, httpx.BaseTransport):
+class MeshTransport(httpx.BaseTransport):
     """
     Carries requests to upstreams over mutual TLS; ``httpx.Client(mounts={"mesh://": ...})``.
 
@@ -94,9 +79,10 @@ class MeshTransport(_Forkable, httpx.BaseTransport):
         http2: bool = False,
         limits: httpx.Limits = DEFAULT_LIMITS,
     ) -> None:
-        super().__init__(Targets(mesh, resolver, domain))
+        self._targets = Targets(mesh, resolver, domain)
         self._options: dict[str, Any] = {"http1": http1, "http2": http2, "limits": limits}
         self._carrier: SyncCarrier | StockCarrier | None = None
+        _made.add(self)
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """
@@ -132,10 +118,11 @@ class MeshTransport(_Forkable, httpx.BaseTransport):
             if pause:
                 time.sleep(pause)
 
-    def _drop(self) -> list[object]:
-        dropped: list[object] = [self._carrier]
+    def _begin_anew(self) -> object:
+        """Forget everything, in a child process; returns what was held."""
+        held = (self._carrier, self._targets.forget())
         self._carrier = None
-        return dropped
+        return held
 
     def carries(self, url: httpx.URL) -> bool:
         """Whether *url* names something in the mesh, so that nothing else may carry it."""
@@ -181,7 +168,7 @@ class MeshTransport(_Forkable, httpx.BaseTransport):
             self._carrier.close()
 
 
-class AsyncMeshTransport(_Forkable, httpx.AsyncBaseTransport):
+class AsyncMeshTransport(httpx.AsyncBaseTransport):
     """
     `MeshTransport` for `httpx.AsyncClient`: asyncio, uvloop and trio.
 
@@ -204,7 +191,7 @@ class AsyncMeshTransport(_Forkable, httpx.AsyncBaseTransport):
         http2: bool = False,
         limits: httpx.Limits = DEFAULT_LIMITS,
     ) -> None:
-        super().__init__(Targets(mesh, resolver, domain))
+        self._targets = Targets(mesh, resolver, domain)
         self._options: dict[str, Any] = {"http1": http1, "http2": http2, "limits": limits}
         self._lock = threading.Lock()
         self._carrier: AsyncCarrier | AsyncStockCarrier | None = None
@@ -213,6 +200,7 @@ class AsyncMeshTransport(_Forkable, httpx.AsyncBaseTransport):
         self._carriers: weakref.WeakKeyDictionary[Any, AsyncCarrier | AsyncStockCarrier] = (
             weakref.WeakKeyDictionary()
         )
+        _made.add(self)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """
@@ -249,11 +237,12 @@ class AsyncMeshTransport(_Forkable, httpx.AsyncBaseTransport):
             if pause:
                 await anyio.sleep(pause)
 
-    def _drop(self) -> list[object]:
-        dropped: list[object] = [self._carrier, self._carriers, self._left]
+    def _begin_anew(self) -> object:
+        """Forget everything, in a child process; returns what was held."""
+        held = (self._carrier, self._carriers, self._left, self._targets.forget())
         self._carrier, self._carriers, self._left = None, weakref.WeakKeyDictionary(), []
         self._lock = threading.Lock()
-        return dropped
+        return held
 
     def carries(self, url: httpx.URL) -> bool:
         """Whether *url* names something in the mesh, so that nothing else may carry it."""

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from ..exceptions import MeshError, NotReadyError, ResolveError
 from ..identity import ServiceId
-from ..resolve import Endpoint, Resolver, Upstream, UpstreamKind, parse_upstream
+from ..resolve import Endpoint, Resolver, Upstream, parse_upstream
 from ..resolve import sni as sni
 from ..routing.course import Course
 from ..routing.instances import Instance
@@ -86,16 +86,8 @@ class MeshLike(Protocol):
         """Settings: only ``domain`` is asked here."""
         ...
 
-    def watch_upstream(
-        self,
-        name: str,
-        datacenter: str | None = None,
-        *,
-        namespace: str = "default",
-        partition: str = "default",
-        kind: UpstreamKind = "service",
-    ) -> WatchLike:
-        """Start, or find, the blocking query on *name*."""
+    def watch_upstream(self, upstream: Upstream) -> WatchLike:
+        """Start, or find, the blocking query on *upstream*."""
         ...
 
 
@@ -273,13 +265,7 @@ class Targets:
 
 def _watch(mesh: MeshLike, upstream: Upstream) -> WatchLike:
     try:
-        return mesh.watch_upstream(
-            upstream.name,
-            upstream.datacenter,
-            namespace=upstream.namespace,
-            partition=upstream.partition,
-            kind=upstream.kind,
-        )
+        return mesh.watch_upstream(upstream)
     except NotReadyError as error:
         raise MeshNotReadyError(str(error), upstream=str(upstream)) from error
     except MeshError as error:
