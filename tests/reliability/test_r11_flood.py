@@ -22,6 +22,35 @@ from .apps import STREAMS
 SILENT = 200
 NOISY = 200
 ASKED = 50
+GONE = 60
+LOOKS = 200
+"""Times that the server is asked what it still has of callers that have gone."""
+
+COUNTS = """
+import gc
+import sys
+
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from mesh_middleware import MeshAuthz
+
+
+async def who(request):
+    return JSONResponse(request.state.mesh.peer.id.uri)
+
+
+async def kept(request):
+    gc.collect()
+    kinds = [sys.modules.get(f"hypercorn.{name}.tcp_server") for name in ("asyncio", "trio")]
+    servers = tuple(kind.TCPServer for kind in kinds if kind is not None)
+    return JSONResponse(sum(isinstance(each, servers) for each in gc.get_objects()))
+
+
+app = Starlette(routes=[Route("/who", who), Route("/kept", kept)])
+app.add_middleware(MeshAuthz)
+"""
 
 
 async def silent(port: int) -> float:
@@ -107,3 +136,34 @@ def test_r11_good_callers_go_on_during_a_flood(worker: str, agent: DevAgent, ser
     assert answered == ASKED + 1
     assert held < HANDSHAKE_SECONDS + 5.0
     assert "Traceback" not in server.output, server.output
+
+
+async def leave(agent: DevAgent, port: int) -> tuple[int, int]:
+    """Callers that say goodbye and callers that only go; connections kept at most, and at last."""
+    tls = outsider_context(caller(agent).pem, alpn="http/1.1")
+    async with connect("h1", port, tls) as good:
+        for _ in range(GONE):
+            reader, writer = await asyncio.open_connection(HOST, port, ssl=tls)
+            writer.write(b"GET /who HTTP/1.1\r\nHost: tax\r\n\r\n")
+            assert await reader.readline() == b"HTTP/1.1 200 \r\n"
+            writer.transport.abort()
+            async with connect("h1", port, tls) as polite:
+                await polite.ask("/who")
+        most = kept = int((await good.ask("/kept"))[0].body)
+        for _ in range(LOOKS):
+            if kept == 1:
+                break
+            kept = int((await good.ask("/kept"))[0].body)
+        return most, kept
+
+
+@pytest.mark.parametrize("worker", ["asyncio", "uvloop", "trio"])
+def test_r11_nothing_is_kept_of_callers_that_have_gone(
+    worker: str, agent: DevAgent, serve: Serve
+) -> None:
+    """Hypercorn alone keeps what was closed, buffers and all, for the idle time it allows."""
+    server = serve(
+        COUNTS, worker_class=worker, keep_alive_timeout=600, keep_alive_max_requests=9999
+    )
+    most, kept = asyncio.run(asyncio.wait_for(leave(agent, server.port()), PATIENCE))
+    assert most < GONE / 10 and kept == 1

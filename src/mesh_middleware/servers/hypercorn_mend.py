@@ -1,10 +1,12 @@
 """
-Mends what lets one peer end the requests of others in Hypercorn (0.18).
+Mends what lets one peer end the requests of others in Hypercorn (0.18), or fill its memory.
 
-Owns two repairs. In HTTP/2, bytes that arrive for a stream that has been answered already raise a
+Owns three repairs. In HTTP/2, bytes that arrive for a stream that has been answered already raise a
 ``KeyError``, which ends every other stream of the connection; each refused upload is such a
 stream. And on the trio worker whatever a connection raises ends the whole server: a ``:path`` that
-is not ASCII is enough, from a peer whom no intention allows. Knows nothing of the mesh.
+is not ASCII is enough, from a peer whom no intention allows. And a connection that its peer has
+closed is kept, 50 to 100 KiB each, until it would have been idle for too long. Knows nothing of the
+mesh.
 """
 
 from __future__ import annotations
@@ -33,15 +35,28 @@ class _Streams(dict[int, Any]):
         return _ANSWERED
 
 
+class _NoTimer:
+    """In place of the idle timer of a connection that its peer has closed."""
+
+    async def restart(self, *_: object) -> None:
+        pass
+
+    async def stop(self) -> None:
+        pass
+
+
 def mend() -> None:
     """Repair the parts of Hypercorn that this worker has loaded; to be called before it serves."""
     from hypercorn.protocol.h2 import H2Protocol
 
     if not hasattr(H2Protocol, "mesh_mended"):
         _keep_streams(H2Protocol)
-    trio_server = sys.modules.get("hypercorn.trio.tcp_server")
-    if trio_server is not None and not hasattr(trio_server.TCPServer, "mesh_mended"):
-        _outlive_connections(trio_server.TCPServer)
+    for name in ("asyncio", "trio"):
+        loaded = sys.modules.get(f"hypercorn.{name}.tcp_server")
+        if loaded is not None and not hasattr(loaded.TCPServer, "mesh_mended"):
+            _forget_closed(loaded.TCPServer)
+            if name == "trio":
+                _outlive_connections(loaded.TCPServer)
 
 
 def _keep_streams(protocol: Any) -> None:
@@ -54,6 +69,17 @@ def _keep_streams(protocol: Any) -> None:
     protocol.__init__, protocol.mesh_mended = __init__, True
 
 
+def _forget_closed(server: Any) -> None:
+    original = server._read_data
+
+    async def _read_data(self: Any) -> None:
+        await original(self)
+        timer, self.idle_task = self.idle_task, _NoTimer()
+        await timer.stop()
+
+    server._read_data, server.mesh_mended = _read_data, True
+
+
 def _outlive_connections(server: Any) -> None:
     original = server.run
 
@@ -63,7 +89,7 @@ def _outlive_connections(server: Any) -> None:
         except* Exception as group:
             _log.warning("a connection ended by an error of the server: %s", _name(group))
 
-    server.run, server.mesh_mended = run, True
+    server.run = run
 
 
 def _name(error: BaseException) -> str:
