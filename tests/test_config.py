@@ -17,6 +17,7 @@ from mesh_middleware.config import (
     defaults,
     flask_options,
     load_settings,
+    near_misses,
     offer_options,
     offered_options,
     parse_seconds,
@@ -145,6 +146,7 @@ def test_no_service_name_is_an_error_that_says_where_to_put_it() -> None:
         ("datacentre", "datacenter"),
         ("Service", "service"),
         ("exempts", "exempt"),
+        ("ttl", "check_ttl"),
     ],
 )
 def test_unknown_option_names_the_nearest_known_one(written: str, nearest: str) -> None:
@@ -154,6 +156,44 @@ def test_unknown_option_names_the_nearest_known_one(written: str, nearest: str) 
         load_settings({"service": "tax"}, file={written: "x"}, environ=NOTHING)
     with pytest.raises(ConfigError, match=f"the arguments: unknown option {written!r}"):
         load(**{written: "x"})
+
+
+@pytest.mark.parametrize(
+    ("environ", "options", "said"),
+    [
+        ({"MESH_WAIT": "x"}, {}, " (MESH_WAIT in the environment)"),
+        ({"CONSUL_HTTP_ADDR": "ftp://x"}, {}, "unix:// (CONSUL_HTTP_ADDR)"),
+        ({"CONSUL_HTTP_TOKEN": "a b\n"}, {}, "(CONSUL_HTTP_TOKEN)"),
+        ({"MESH_PORT": "tcp://10.0.0.1:80"}, {}, "(MESH_PORT in the environment)"),
+        ({"MESH_PORT": "70000"}, {}, "(MESH_PORT in the environment)"),
+        ({"MESH_WAIT": "x"}, {"wait": "y"}, "m or h"),
+    ],
+)
+def test_an_unusable_value_names_the_variable(
+    environ: dict[str, str], options: dict[str, Any], said: str
+) -> None:
+    """Kubernetes sets MESH_PORT for a service named mesh: who reads the line looks there."""
+    with pytest.raises(ConfigError) as caught:
+        load(environ, **options)
+    assert str(caught.value).endswith(said)
+
+
+def test_flask_names_are_told_as_flask_spells_them() -> None:
+    """Names and values of ``app.config``."""
+    for file, said in (
+        ({"servce": "x"}, "app.config: unknown option 'MESH_SERVCE'; .* is 'MESH_SERVICE'"),
+        ({"service": "x", "wait": "y"}, "wait = 'y': .* \\(MESH_WAIT in app.config\\)"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            load_settings(file=file, environ=NOTHING, where="app.config", prefix="MESH_")
+
+
+def test_a_misspelt_variable_is_found_and_others_are_left_alone() -> None:
+    """The namespace is shared: only what is surely meant for us is told."""
+    environ = {"MESH_REGSTER": "0", "MESH_BIND": "x", "MESH_WAIT": "5", "MESH_SIZE": "3", "A": "b"}
+    assert near_misses(environ) == [
+        "MESH_REGSTER in the environment is no setting: is MESH_REGISTER meant?"
+    ]
 
 
 def test_even_a_far_name_gets_a_suggestion() -> None:
@@ -166,6 +206,7 @@ def test_flask_options_are_the_mesh_keys_without_prefix() -> None:
     """``app.config["MESH_SERVICE"]`` is the option ``service``; others are not ours."""
     config = {"MESH_SERVICE": "tax", "MESH_EXEMPT": ["/a"], "SECRET_KEY": CANARY, "DEBUG": True}
     assert flask_options(config) == {"service": "tax", "exempt": ["/a"]}
+    assert flask_options({"MESH_TOKEN": None}) == {}
 
 
 def test_offered_options_reach_the_server() -> None:

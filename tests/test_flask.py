@@ -80,7 +80,7 @@ def test_twice_is_refused(inside: Inside) -> None:
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ({"MESH_MODES": "shadow"}, "'mode'"),
+        ({"MESH_MODES": "shadow"}, "'MESH_MODE'"),
         ({"MESH_MODE": "shadwo"}, "one of enforce, shadow"),
         ({"MESH_PORT": "x"}, "port = 'x'"),
         ({"MESH_EXEMPT": ["open"]}, "canonical path"),

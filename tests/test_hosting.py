@@ -21,7 +21,25 @@ def forgotten() -> Iterator[None]:
 def test_under_no_hypercorn_there_is_nothing() -> None:
     """The hint names the command that serves the mesh."""
     assert hosting.find_config() is hosting.find_sockets() is hosting.find_shutdown_event() is None
-    assert "hypercorn --config mesh app:app" in hosting.why_plain()
+    assert "hypercorn --config mesh MODULE:app" in hosting.why_plain()
+
+
+@pytest.mark.parametrize(
+    ("command", "named"),
+    [
+        ("/venv/bin/flask", "Flask's development server"),
+        ("/lib/uvicorn/__main__.py", "Uvicorn"),
+        ("gunicorn", "Gunicorn"),
+        ("/srv/run.py", "this process"),
+        ("", "this process"),
+    ],
+)
+def test_a_server_without_a_door_is_named(
+    command: str, named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who started the wrong one reads which, and which is the right one."""
+    monkeypatch.setattr("sys.argv", [command])
+    assert hosting.why_plain().startswith(f"{named} serves no mutual TLS")
 
 
 def test_a_configuration_on_the_stack_is_found_and_kept() -> None:
@@ -56,6 +74,7 @@ def test_open_sockets_are_found() -> None:
         ({"certfile": "mesh", "key_file": "mesh"}, "'key_file' for 'keyfile'"),
         ({"certfile": "mesh"}, "keyfile is None"),
         ({"certfile": "a.pem", "keyfile": "a.key"}, "certfile is 'a.pem'"),
+        ({}, "was it started with --config mesh?"),
     ],
 )
 def test_why_it_is_plain_is_told(keys: dict[str, str], said: str) -> None:

@@ -16,7 +16,7 @@ ROOT = Path(mesh_middleware.__file__).parent
 
 LAYERS = [
     # values and rules
-    "exceptions identity intentions certificates snapshot trace pauses",
+    "exceptions identity intentions certificates snapshot trace pauses misspelling",
     # shapes
     "config consul.wire consul.watch consul.intentions consul.pieces consul.entries consul.chains"
     " consul.rereading",

@@ -7,7 +7,6 @@ variables. Reads only the mappings it is given; files named by a setting are rea
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -16,6 +15,7 @@ from typing import Any, Literal, get_args
 from urllib.parse import urlsplit
 
 from .exceptions import ConfigError
+from .misspelling import lookalike, nearest
 
 DEFAULT_AGENT = "http://127.0.0.1:8500"
 DEFAULT_DOMAIN = "consul"
@@ -150,6 +150,7 @@ def load_settings(
     file: Mapping[str, Any] | None = None,
     environ: Mapping[str, str] | None = None,
     where: str = "the [mesh] table",
+    prefix: str = "",
 ) -> Settings:
     """
     Make settings from their sources; the first that names an option wins.
@@ -159,32 +160,65 @@ def load_settings(
         file: the ``[mesh]`` table, or Flask's ``MESH_*`` without the prefix.
         environ: environment variables; the process's own unless given.
         where: what *file* is called in messages.
+        prefix: what names begin with there, which are upper case then: Flask's ``MESH_``.
 
     Raises:
         ConfigError: an option is unknown (the nearest known one is named), a value is unusable,
             or there is no service name.
     """
     environ = os.environ if environ is None else environ
+    file = file or {}
     given = {k: v for k, v in (arguments or {}).items() if v is not None}
-    _check_names(given, "the arguments")
-    _check_names(file or {}, where)
+    _check_names(given, "the arguments", "")
+    _check_names(file, where, prefix)
     merged: dict[str, Any] = {}
-    for source in (_from_consul(environ), _from_mesh(environ), file or {}, given):
+    origin: dict[str, str] = {}
+    for source, spelt in (
+        (_from_consul(environ), _consul_names(environ)),
+        (_from_mesh(environ), {n: f" ({_upper(n)} in the environment)" for n in NAMES}),
+        (file, {n: f" ({_upper(n)} in {where})" for n in file} if prefix else {}),
+        (given, {}),
+    ):
         if "token" in source:
             # A file wins over a token of the same source, never over one of a stronger source.
             merged.pop("token_file", None)
         merged |= source
-    values = {name: _convert(name, value) for name, value in merged.items()}
+        origin |= {name: spelt.get(name, "") for name in source}
+    values = {name: _convert(name, value, origin[name]) for name, value in merged.items()}
     if not values.get("service"):
         raise ConfigError(
             f'no service name: set service = "..." in {where}, or MESH_SERVICE in the environment'
+            + "".join(f"; {miss}" for miss in near_misses(environ) if "MESH_SERVICE" in miss)
         )
-    return _checked(Settings(**values))
+    return _checked(Settings(**values), origin)
+
+
+def near_misses(environ: Mapping[str, str]) -> list[str]:
+    """
+    Find variables that look like a misspelt setting.
+
+    Others that merely begin with ``MESH_`` are not ours to judge: Kubernetes makes some for a
+    service of that name.
+
+    Returns:
+        A sentence for each.
+    """
+    known = [_upper(name) for name in NAMES]
+    others = [v for v in environ if v.startswith("MESH_") and v not in (*known, "MESH_BIND")]
+    return [
+        f"{variable} in the environment is no setting: is {near} meant?"
+        for variable in others
+        if (near := lookalike(variable, known))
+    ]
 
 
 def flask_options(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Take the ``MESH_*`` keys of a Flask configuration, without the prefix, in lower case."""
-    return {k[5:].lower(): v for k, v in config.items() if k.startswith("MESH_")}
+    """
+    Take the ``MESH_*`` keys of a Flask configuration, without the prefix, in lower case.
+
+    Those that are ``None`` count as not given.
+    """
+    return {k[5:].lower(): v for k, v in config.items() if k.startswith("MESH_") and v is not None}
 
 
 _offered: dict[str, list[Any]] = {}
@@ -232,18 +266,29 @@ def is_header_text(text: str) -> bool:
     return _HEADER_TEXT.fullmatch(text) is not None
 
 
-def _check_names(given: Mapping[str, Any], where: str) -> None:
+def _check_names(given: Mapping[str, Any], where: str, prefix: str) -> None:
     for name in given:
         if name not in NAMES:
-            near = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.0)[0]
+            wrong, near = name, nearest(name, NAMES)
+            if prefix:
+                wrong, near = _upper(name), _upper(near)
             raise ConfigError(
-                f"{where}: unknown option {name!r}; the nearest known one is {near!r}"
+                f"{where}: unknown option {wrong!r}; the nearest known one is {near!r}"
             )
 
 
+def _upper(name: str) -> str:
+    return f"MESH_{name.upper()}"
+
+
 def _from_mesh(environ: Mapping[str, str]) -> dict[str, Any]:
-    names = ((name, f"MESH_{name.upper()}") for name in NAMES)
+    names = ((name, _upper(name)) for name in NAMES)
     return {name: environ[variable] for name, variable in names if environ.get(variable)}
+
+
+def _consul_names(environ: Mapping[str, str]) -> dict[str, str]:
+    given = {"CONSUL_HTTP_ADDR": "agent", **_CONSUL_VARIABLES}
+    return {name: f" ({variable})" for variable, name in given.items() if environ.get(variable)}
 
 
 def _from_consul(environ: Mapping[str, str]) -> dict[str, Any]:
@@ -370,19 +415,28 @@ _READERS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def _convert(name: str, value: Any) -> Any:
+def _convert(name: str, value: Any, origin: str) -> Any:
     read: Callable[[Any], Any] = _READERS.get(name, _text)
     try:
         return read(value)
     except (ValueError, TypeError) as error:
-        raise ConfigError(f"{name} = {_shown(name, value)}: {error}") from None
+        raise ConfigError(f"{name} = {_shown(name, value)}: {error}{origin}") from None
 
 
 def _shown(name: str, value: object) -> str:
     return "(hidden)" if name in ("token", "auth", "keep_key") else repr(value)
 
 
-def _checked(settings: Settings) -> Settings:
+def _checked(settings: Settings, origin: Mapping[str, str]) -> Settings:
+    try:
+        _check(settings)
+    except ConfigError as error:
+        name = str(error).partition(" = ")[0]
+        raise ConfigError(f"{error}{origin.get(name, '')}") from None
+    return settings
+
+
+def _check(settings: Settings) -> None:
     _check_agent(settings.agent)
     if bool(settings.client_cert) != bool(settings.client_key):
         raise ConfigError("client_cert and client_key: both or neither must be given")
@@ -397,7 +451,6 @@ def _checked(settings: Settings) -> Settings:
     for path in settings.exempt:
         if not path.startswith("/") or "?" in path or "%" in path or "//" in path:
             raise ConfigError(f"exempt = {path!r}: a canonical path such as /healthz is expected")
-    return settings
 
 
 def _check_agent(agent: str) -> None:

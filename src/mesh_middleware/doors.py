@@ -7,10 +7,12 @@ Knows nothing of ASGI or WSGI.
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import logging
 import re
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -100,10 +102,11 @@ class Door:
         shadow: Iterable[str] = (),
     ) -> None:
         self._mesh = mesh
-        self._exempt = frozenset(_canonical(path) for path in exempt)
-        self._shadow = tuple(_canonical(path) for path in shadow)
-        if mode not in (None, "enforce", "shadow"):
-            raise ConfigError(f"mode = {mode!r}: one of enforce, shadow is expected")
+        with one_line():
+            self._exempt = frozenset(_canonical("exempt", path) for path in exempt)
+            self._shadow = tuple(_canonical("shadow", path) for path in shadow)
+            if mode not in (None, "enforce", "shadow"):
+                raise ConfigError(f"mode = {mode!r}: one of enforce, shadow is expected")
         self._mode = mode
         self._told_plain = False
         self._passed: dict[tuple[int, int], Verdict] = {}
@@ -256,7 +259,25 @@ def plain_hint() -> str:
     return why_plain()
 
 
-def _canonical(path: str) -> str:
-    if not _PLAIN.fullmatch(path.encode()):
-        raise ConfigError(f"{path!r}: a canonical path such as /healthz is expected")
+@contextlib.contextmanager
+def one_line() -> Iterator[None]:
+    """
+    Let a mistake in how a door is made end the server that is about to serve, with one line.
+
+    Servers would print a hundred lines, or say "continuing without Lifespan support" and go on.
+    Elsewhere the `ConfigError` is raised as ever.
+    """
+    try:
+        yield
+    except ConfigError as error:
+        if "hypercorn.config" in sys.modules:
+            from .servers.hypercorn_tls import end_before_serving
+
+            end_before_serving(error)
+        raise
+
+
+def _canonical(option: str, path: str) -> str:
+    if not isinstance(path, str) or not _PLAIN.fullmatch(path.encode(errors="replace")):
+        raise ConfigError(f"{option} = {path!r}: a canonical path such as /healthz is expected")
     return path

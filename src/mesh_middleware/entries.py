@@ -160,7 +160,10 @@ class EntryWatch:
             return await self._client.ask(question, index=cursor.asked, wait=cursor.wait)
 
         async def take(answer: Answer, regressed: bool) -> None:
-            self._take(key, answer.body if answer.status == 200 else None)
+            found = answer.status == 200
+            if found and not isinstance(answer.body, Mapping):
+                raise AgentAnswerError(f"{key}: {wire.no_object(answer.body)}")
+            self._take(key, answer.body if found else None)
             if not answer.index and question.nothing in str(answer.body):
                 _log.info("this agent knows no %s entries: there are none", kind)
                 await asyncio.sleep(UNKNOWN_EVERY)

@@ -7,15 +7,18 @@ setting.
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, cast
 
+import click
 import flask
 from werkzeug.local import LocalProxy
 
 from .certificates import Peer
 from .config import Mode, flask_options, load_settings, offer_options
+from .doors import one_line
 from .exceptions import ConfigError
 from .mesh import Mesh, running_mesh
 from .wsgi import KEY, MeshAuthzWSGI
@@ -64,13 +67,24 @@ class MeshNative:
 
         Raises:
             ConfigError: the application is wrapped already, or a ``MESH_*`` key is unknown or
-                unusable.
+                unusable. One line where the ``flask`` or ``hypercorn`` command imports it.
         """
+        with one_line(), _flask_error():
+            self._wrap(app)
+        if "hypercorn.config" in sys.modules:
+            from .servers.hypercorn_tls import check_hosted
+
+            check_hosted()
+        app.extensions[EXTENSION] = self
+
+    def _wrap(self, app: flask.Flask) -> None:
         if EXTENSION in app.extensions:
             raise ConfigError(f"MeshNative: {app.name!r} is in the mesh already")
         options = flask_options(app.config)
         # Read for its errors: an unknown key ends the start, not a request.
-        settings = load_settings({"service": "unnamed", **options}, where="app.config (MESH_*)")
+        settings = load_settings(
+            file={"service": "unnamed", **options}, where="app.config", prefix="MESH_"
+        )
         app.wsgi_app = MeshAuthzWSGI(  # type: ignore[method-assign]
             app.wsgi_app,
             mesh=self._mesh,
@@ -80,16 +94,27 @@ class MeshNative:
         )
         # Not what this door has taken already: another application's door must not get it too.
         offer_options({k: v for k, v in options.items() if k not in ("exempt", "mode")})
-        if "hypercorn.config" in sys.modules:
-            from .servers.hypercorn_tls import check_hosted
-
-            check_hosted()
-        app.extensions[EXTENSION] = self
 
     @property
     def mesh(self) -> Mesh | None:
         """The mesh that judges; ``None`` while none runs in this process."""
         return self._mesh or running_mesh()
+
+
+class FlaskConfigError(ConfigError, click.ClickException):
+    """A `ConfigError` that the ``flask`` command tells in one line."""
+
+    def format_message(self) -> str:
+        """What the command prints, with whose error it is."""
+        return f"mesh_middleware: {self}"
+
+
+@contextlib.contextmanager
+def _flask_error() -> Iterator[None]:
+    try:
+        yield
+    except ConfigError as error:
+        raise FlaskConfigError(str(error)) from None
 
 
 def _caller() -> Caller:

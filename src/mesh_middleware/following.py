@@ -189,15 +189,18 @@ class Follower:
         if known == code:
             return error
         self._count(code)
-        # One line when the agent goes, not one per watch and attempt.
+        # One line when the agent goes, or no token can be read, not one per watch and attempt.
         away = isinstance(error, AgentUnavailableError)
         others = [text for other, text in self.troubles.items() if other != name]
-        say = _log.info if quiet or (away and others) else _log.warning
+        shared = (away and others) or self.troubles[name] in others
+        said, agent = str(error).removeprefix(f"{name}: "), self._settings.agent
+        say = _log.info if quiet or shared else _log.warning
         say(
-            "%s: %s: %s; asking again until it answers, %s",
+            "%s: %s: %s; asking%s again until it answers, %s",
             code,
             "no answer from the agent" if away else name,
-            error,
+            said,
+            "" if agent in said else f" {agent}",
             "the last answers hold" if self._joined() else "until then no handshake succeeds",
             exc_info=caught if code == "defect" else None,
         )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import threading
 from collections.abc import Callable, Coroutine
 from datetime import datetime
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .belief import SECOND_LOOK, Belief
-from .config import Settings
+from .config import Settings, near_misses
 from .consul import watch, wire
 from .consul.client import Answer, ConsulClient
 from .consul.intentions import parse_match
@@ -122,6 +123,8 @@ class Watcher:
 
     def start(self) -> None:
         """Start the thread and wait until its loop runs; what was kept is believed at once."""
+        for miss in near_misses(os.environ):
+            _log.warning("%s", miss)
         if self._keepsake is not None:
             try:
                 kept = self._keepsake.load(self._now().timestamp())

@@ -20,6 +20,8 @@ from mesh_middleware.exceptions import (
 )
 from tests.support.certs import Ca
 
+from .conftest import Run
+
 Serve = Callable[..., None]
 
 
@@ -33,6 +35,8 @@ class Answering(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+
+    do_PUT = do_POST = do_GET
 
     def log_message(self, *_: object) -> None:
         pass
@@ -74,6 +78,43 @@ def test_what_is_wrong_has_its_own_error(
     with AgentApi(f"http://127.0.0.1:{server.server_address[1]}") as api:
         with pytest.raises(error):
             api.get("/v1/anything")
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (200, b"<html>It works!</html>"),
+        (200, b"null"),
+        (200, b'"x"'),
+        (200, b"{}"),
+        (200, b'{"Roots": {}, "Allowed": 1, "web": {}}'),
+        (404, b"Not here"),
+    ],
+    ids=["a page", "null", "a text", "an empty object", "another shape", "404"],
+)
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["status"],
+        ["intention", "list"],
+        ["intention", "create", "shop", "web", "--allow"],
+        ["intention", "delete", "shop", "web"],
+        ["intention", "check", "shop", "web"],
+        ["explain", "shop", "GET", "/", "--service", "web"],
+    ],
+    ids=lambda words: " ".join(words[:2]),
+)
+def test_what_is_no_consul_is_named(
+    stack: ExitStack, run: Run, words: list[str], status: int, body: bytes
+) -> None:
+    """The address stands for a web server: one line says so, and nothing passes for done."""
+    server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Answering)
+    prepare(server, status, body, stack)
+    address = f"http://127.0.0.1:{server.server_address[1]}"
+    code, out, err = run(*words, "--agent", address)
+    assert (code, out) == (1, "")
+    assert err.startswith(f"mesh: {address} does not answer as a Consul agent does: ")
+    assert err.count("\n") == 1 and "Traceback" not in err
 
 
 def test_an_agent_behind_a_socket_file_is_reached(

@@ -83,6 +83,10 @@ class AgentApi:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+        if isinstance(error, AgentAnswerError | NoSuchThingError):
+            # Whatever read the answer knows what is wrong with it, but not who gave it.
+            said = f"{self.address} does not answer as a Consul agent does: {error}"
+            raise type(error)(said) from None
 
     def close(self) -> None:
         """Close the connections; again is fine."""
@@ -91,6 +95,18 @@ class AgentApi:
     def get(self, path: str, **query: str) -> Any:
         """Read *path*; see `call`."""
         return self.call("GET", path, None, **query)
+
+    def table(self, path: str) -> dict[str, Any]:
+        """
+        Read the JSON object at *path*; see `call`.
+
+        Raises:
+            AgentAnswerError: it is something else.
+        """
+        found = self.get(path)
+        if not isinstance(found, dict):
+            raise AgentAnswerError(f"GET {path}: no JSON object")
+        return found
 
     def put(self, path: str, body: object = None, **query: str) -> Any:
         """Write *body* to *path*; see `call`."""
@@ -122,7 +138,7 @@ class AgentApi:
             raise AgentUnavailableError(
                 f"no answer from the agent at {self.address}: {error or type(error).__name__}"
             ) from None
-        _check(answer)
+        _check(answer, f"{method} {path}")
         if not answer.content:
             return None
         try:
@@ -179,14 +195,14 @@ def _verify(settings: Settings) -> ssl.SSLContext | bool:
     return context
 
 
-def _check(answer: httpx.Response) -> None:
+def _check(answer: httpx.Response, asked: str) -> None:
     if answer.status_code < 400:
         return
     text = " ".join(answer.text.split())[:300] or f"status {answer.status_code}"
     if answer.status_code == 403:
         raise AgentRefusedError(f"the agent refuses the token: {text}")
     if answer.status_code == 404:
-        raise NoSuchThingError(text)
+        raise NoSuchThingError(f"{asked}: 404: {text}")
     if "No cluster leader" in text or answer.status_code in (429, 503):
         raise AgentUnavailableError(f"the agent cannot answer now: {text}")
     raise RejectedError(text)

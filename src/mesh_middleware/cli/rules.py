@@ -60,7 +60,7 @@ class Rules:
         """Every intention the token may read, highest precedence first."""
         answer = self._api.get(_LIST)
         if not isinstance(answer, list):
-            raise AgentAnswerError("the agent's list of intentions is not a list")
+            raise AgentAnswerError("its list of intentions is not a list")
         return [item for item in answer if isinstance(item, dict)]
 
     def find(self, source: str, destination: str) -> dict[str, Any] | None:
@@ -84,7 +84,7 @@ class Rules:
             RejectedError: the agent finds the rule wrong.
         """
         if self.by_name():
-            self._api.put(_EXACT, rule, source=source, destination=destination)
+            self._put(_EXACT, rule, source=source, destination=destination)
             return
         if "Permissions" in rule:
             raise NotOfferedError("this Consul has no L7 permissions (they came with 1.9)")
@@ -113,7 +113,7 @@ class Rules:
         """
         answer = self._api.get(f"{_LIST}/check", source=source, destination=destination)
         if not isinstance(answer, dict) or not isinstance(answer.get("Allowed"), bool):
-            raise AgentAnswerError("the agent's answer to check has no Allowed")
+            raise AgentAnswerError("its answer to check has no Allowed")
         return bool(answer["Allowed"])
 
     def write_entry(self, entry: dict[str, Any]) -> None:
@@ -126,7 +126,12 @@ class Rules:
             for source in _sources(entry):
                 self.write(source["Name"], str(entry["Name"]), _rule(source))
             return
-        self._api.put(_CONFIG, entry)
+        self._put(_CONFIG, entry)
+
+    def _put(self, path: str, body: object, **query: str) -> None:
+        # What is no Consul may answer 200 to anything: nothing was written there.
+        if self._api.put(path, body, **query) is not True:
+            raise AgentAnswerError(f"PUT {path}: not confirmed")
 
     def delete_entry(self, kind: str, name: str) -> None:
         """Delete one config entry; none is fine."""

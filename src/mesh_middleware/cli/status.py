@@ -35,13 +35,13 @@ def collect(api: AgentApi) -> dict[str, Any]:
     Returns:
         JSON-able data: ``agent``, ``trust_domain``, ``roots``, ``default_policy``, ``services``.
     """
-    roots = api.get("/v1/agent/connect/ca/roots")
-    services = api.get("/v1/agent/services")
-    checks = api.get("/v1/agent/checks")
+    roots = api.table("/v1/agent/connect/ca/roots")
+    services = _by_id(api, "/v1/agent/services")
+    checks = _by_id(api, "/v1/agent/checks")
     return {
         "agent": api.address,
         "trust_domain": roots.get("TrustDomain"),
-        "roots": [_root(item) for item in roots.get("Roots") or ()],
+        "roots": [_root(item) for item in _tables(roots.get("Roots"), "roots")],
         "default_policy": default_policy(api, str(roots.get("TrustDomain"))),
         "services": [
             _service(item, checks)
@@ -49,6 +49,20 @@ def collect(api: AgentApi) -> dict[str, Any]:
             if (item.get("Connect") or {}).get("Native")
         ],
     }
+
+
+def _by_id(api: AgentApi, path: str) -> dict[str, Any]:
+    found = api.table(path)
+    _tables(list(found.values()), path)
+    return found
+
+
+def _tables(found: object, what: str) -> list[dict[str, Any]]:
+    from ..exceptions import AgentAnswerError
+
+    if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
+        raise AgentAnswerError(f"{what}: no list of JSON objects")
+    return found
 
 
 def default_policy(api: AgentApi, trust_domain: str) -> str:
@@ -78,6 +92,8 @@ def default_policy(api: AgentApi, trust_domain: str) -> str:
         answer = api.call("POST", "/v1/agent/connect/authorize", question)
     except AgentRefusedError:
         return "unknown: the token may not ask"
+    if not isinstance(answer, dict):
+        return "unknown: the agent does not tell"
     if "intention:" in str(answer.get("Reason")):
         return "hidden by an intention for * -> *"
     return "allow" if answer.get("Authorized") is True else "deny"

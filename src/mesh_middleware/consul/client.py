@@ -154,6 +154,9 @@ class ConsulClient:
         except (httpx.HTTPError, OSError) as error:
             reason = str(error) or type(error).__name__
             raise AgentUnavailableError(f"{self._settings.agent}: {reason}") from error
+        if _is_foreign(question, response, content):
+            kind = response.headers.get("content-type", "no type at all")
+            raise AgentAnswerError(f"{self._settings.agent}: no Consul: it answers {_line(kind)}")
         return _judge(question, response, content)
 
     async def close(self) -> None:
@@ -198,6 +201,13 @@ def check_files(settings: Settings) -> None:
         _agent_context(settings)
 
 
+def _is_foreign(question: wire.Question, response: httpx.Response, content: bytes) -> bool:
+    # What Consul answers to a reading is JSON, and says so; a web server's page is not.
+    said = response.headers.get("content-type", "")
+    reading = question.method == "GET" and response.status_code == 200
+    return reading and bool(content) and "json" not in said
+
+
 def _judge(question: wire.Question, response: httpx.Response, content: bytes) -> Answer:
     status = response.status_code
     text = _line(content)
@@ -219,9 +229,11 @@ def _judge(question: wire.Question, response: httpx.Response, content: bytes) ->
     return Answer(status, _index(response), body, response.headers)
 
 
-def _line(content: bytes) -> str:
+def _line(content: bytes | str) -> str:
     """What the agent says, as one line of a log."""
-    text = content[:MAX_QUOTED_BYTES].decode("utf-8", "replace")
+    text = content[:MAX_QUOTED_BYTES]
+    if isinstance(text, bytes):
+        text = text.decode("utf-8", "replace")
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 

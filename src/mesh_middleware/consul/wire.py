@@ -280,8 +280,14 @@ def parse_probe(body: object, header: str | None) -> bool | None:
 
 def _table(body: object, what: str) -> Mapping[str, Any]:
     if not isinstance(body, Mapping):
-        raise AgentAnswerError(f"{what}: a JSON object is expected, not {type(body).__name__}")
+        raise AgentAnswerError(f"{what}: {no_object(body)}")
     return body
+
+
+def no_object(body: object) -> str:
+    """Say in JSON's words that *body* is no object."""
+    kind = {type(None): "null", str: "text", list: "a list", bytes: "text"}.get(type(body))
+    return f"a JSON object is expected, not {kind or type(body).__name__}"
 
 
 def _text(table: Mapping[str, Any], key: str) -> str:

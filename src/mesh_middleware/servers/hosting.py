@@ -12,28 +12,42 @@ from __future__ import annotations
 import difflib
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 MARK = "mesh"
 """Value of ``certfile`` and ``keyfile`` that means our context."""
 MAX_FRAMES = 200
+_OTHER_SERVERS = {
+    "flask": "Flask's development server",
+    "fastapi": "Uvicorn",
+    "uvicorn": "Uvicorn",
+    "gunicorn": "Gunicorn",
+    "granian": "Granian",
+    "daphne": "Daphne",
+    "waitress-serve": "Waitress",
+    "waitress": "Waitress",
+}
 
 _seen: Any = None
 
 
-def find_config() -> Any:
+def find_config(*, remembered: bool = True) -> Any:
     """
     Find Hypercorn's configuration on the call stack.
 
+    Args:
+        remembered: whether the one found before counts when the stack has none.
+
     Returns:
-        The ``hypercorn.config.Config``; the one found before, when the stack has none; or ``None``.
+        The ``hypercorn.config.Config``, or ``None``.
     """
     global _seen
     found = _local("config", _is_config)
     if found is not None:
         _seen = found
-    return _seen
+    return _seen if remembered else found
 
 
 def find_sockets() -> Any:
@@ -68,16 +82,28 @@ def why_plain() -> str:
     config = find_config()
     if config is None:
         return (
-            "no mesh runs in this process; serve with `hypercorn --config mesh app:app`, "
-            "or through another server door"
+            f"{_server()} serves no mutual TLS of the mesh, so nobody can show who they are; "
+            "serve with Hypercorn, `hypercorn --config mesh MODULE:app`, and a file `mesh` "
+            "beside the application"
         )
     if is_marked(config):
         return "it came over a plaintext listener (insecure_bind)"
     said = [f"{key} is {getattr(config, key)!r}" for key in ("certfile", "keyfile")]
     return (
         f"Hypercorn serves plaintext: {' and '.join(said)}, both have to be {MARK!r}"
-        f"{_misspelt(config)}"
+        f"{_misspelt(config) or _unread(config)}"
     )
+
+
+def _server() -> str:
+    """What runs this process, by the name of its command."""
+    command = Path(sys.argv[0])
+    name = command.parent.name if command.name == "__main__.py" else command.stem
+    return _OTHER_SERVERS.get(name, "this process")
+
+
+def _unread(config: Any) -> str:
+    return "" if table(config) else "; was it started with --config mesh?"
 
 
 def _misspelt(config: Any) -> str:

@@ -10,6 +10,6 @@ with commas; ``127.0.0.1:8000`` unless set.
 
 import os
 
-bind = os.environ.get("MESH_BIND", "127.0.0.1:8000").split(",")
+bind = [each.strip() for each in (os.environ.get("MESH_BIND") or "127.0.0.1:8000").split(",")]
 certfile = "mesh"
 keyfile = "mesh"

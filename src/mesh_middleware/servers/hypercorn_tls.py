@@ -1,9 +1,10 @@
 """
 Makes ``certfile = keyfile = "mesh"`` mean our context in Hypercorn.
 
-Touches one foreign class, ``Config.create_ssl_context``, which Hypercorn calls in the worker, with
-settings and bind known, before it serves: there the mesh starts. (`hypercorn_mend` repairs two
-more.) A test fails when Hypercorn changes what this stands on.
+Touches one foreign class: ``Config.create_ssl_context``, which Hypercorn calls in the worker, with
+settings and bind known, before it serves: there the mesh starts; and ``Config.create_sockets``, for
+an address that is taken. (`hypercorn_mend` repairs two more.) A test fails when Hypercorn changes
+what this stands on.
 
 Hypercorn runs WSGI applications by ``loop.run_in_executor``, which copies no context; the loop
 gets a default executor that does, so that the peer reaches the application's thread.
@@ -15,6 +16,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import contextvars
+import errno
 import ipaddress
 import multiprocessing
 import os
@@ -57,6 +59,7 @@ HANDSHAKE_SECONDS = 10
 
 _WHERE = "the [mesh] table"
 _taught = False
+_mistake = ""
 
 
 class ContextExecutor(concurrent.futures.ThreadPoolExecutor):
@@ -117,6 +120,8 @@ def start_mesh(config: Any) -> ssl.SSLContext:
     """
     _drain_on_shutdown(config)
     mend()
+    if _mistake:
+        _end(_mistake)
     settings = _settings(config)
     before = running_mesh()
     if before is not None and before.settings.service != settings.service:
@@ -155,6 +160,26 @@ def _patch(doors: Doors) -> None:
         return context
 
     Config.create_ssl_context = create_ssl_context  # type: ignore[method-assign]
+    _tell_bound(Config)
+
+
+def _tell_bound(kind: Any) -> None:
+    # Only with `--config python:...` is this package there when Hypercorn opens its sockets.
+    original = kind.create_sockets
+
+    def create_sockets(self: Any) -> Any:
+        try:
+            return original(self)
+        except (OSError, OverflowError) as error:
+            if not is_marked(self):
+                raise
+            places = ", ".join((*self.bind, *self.insecure_bind))
+            why = getattr(error, "strerror", None) or str(error)
+            taken = getattr(error, "errno", None) == errno.EADDRINUSE
+            way = "stop what does, or name" if taken else "name"
+            _end(f"cannot listen at {places}: {why}; {way} another address by MESH_BIND or --bind")
+
+    kind.create_sockets = create_sockets
 
 
 def check_hosted() -> None:
@@ -184,6 +209,25 @@ def check_hosted() -> None:
         open_keepsake(settings)
     except ConfigError as error:
         _end(str(error))
+
+
+def end_before_serving(error: ConfigError) -> None:
+    """
+    End a worker whose application is made wrongly; one that serves already goes on.
+
+    Middleware of Starlette is made in the lifespan, where an exit would print a hundred lines, and
+    any other error is swallowed: there the worker ends a moment later, when its TLS is asked for.
+
+    Raises:
+        SystemExit: this is a Hypercorn that imports the application.
+    """
+    global _mistake
+    config = find_config(remembered=False)
+    if config is None or not is_marked(config) or running_mesh() is not None:
+        return
+    if find_application() is None:
+        _end(str(error))
+    _mistake = str(error)
 
 
 def _settings(config: Any) -> Settings:
@@ -292,6 +336,10 @@ def _end(message: str) -> NoReturn:
     if event is not None:
         event.set()
         _fail_parent(event)
+    if multiprocessing.parent_process() is not None and find_application() is not None:
+        # The loop runs: trio would wrap an exit in groups, and print those.
+        sys.stdout.flush()
+        os._exit(1)
     raise SystemExit(1)
 
 
