@@ -12,9 +12,14 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, cast
 
-import click
-import flask
-from werkzeug.local import LocalProxy
+try:
+    import click
+    import flask
+    from werkzeug.local import LocalProxy
+except ModuleNotFoundError:
+    raise ModuleNotFoundError(
+        "mesh_middleware.flask needs its extra: pip install 'mesh-middleware[flask]'"
+    ) from None
 
 from .certificates import Peer
 from .config import Mode, flask_options, load_settings, offer_options

@@ -94,7 +94,7 @@ class DnsResolver:
         timeout: float = 2.0,
     ) -> None:
         if dns is None:  # pragma: no cover - as above
-            raise ConfigError("DnsResolver needs dnspython: install mesh-middleware[dns]")
+            raise ConfigError("DnsResolver needs its extra: pip install 'mesh-middleware[dns]'")
         self._names = {upstream.lower(): name for upstream, name in names.items()}
         self._expected = {upstream: _identity(name) for upstream, name in self._names.items()}
         self._nameservers, self._port = list(nameservers), port

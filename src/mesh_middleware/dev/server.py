@@ -97,7 +97,7 @@ class AgentServer:
         if self._thread is not None:
             return
         if importlib.util.find_spec("hypercorn") is None:
-            raise ConfigError("the dev agent is served by Hypercorn: install mesh-middleware[cli]")
+            raise ConfigError("the dev agent needs its extra: pip install 'mesh-middleware[cli]'")
         listening = self._bind()
         self.port = listening.getsockname()[1]
         self._ready.clear()

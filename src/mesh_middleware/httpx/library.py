@@ -12,6 +12,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING or __package__ != "mesh_middleware.httpx2":
     import httpx as httpx
 else:
-    import httpx2 as httpx
+    try:
+        import httpx2 as httpx
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            "mesh_middleware.httpx2 needs its extra: pip install 'mesh-middleware[httpx2]'"
+        ) from None
 
 __all__ = ["httpx"]

@@ -210,7 +210,10 @@ class _Parser:
     def _pattern(self) -> Callable[[bytes], object]:
         pattern = self._operand()[1]
         if re2 is None:
-            raise FilterError(f"filter {self._said!r}: 'matches' needs the extra re2")
+            raise FilterError(
+                f"filter {self._said!r}: 'matches' needs its extra: "
+                "pip install 'mesh-middleware[re2]'"
+            )
         try:
             search: Callable[[bytes], object] = re2.compile(pattern.encode()).search
         except re2.error as error:
