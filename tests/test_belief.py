@@ -327,6 +327,15 @@ def test_new_denies_are_never_doubted(ready: Held) -> None:
 # -- notes and waiting -----------------------------------------------------------------------------
 
 
+def test_what_differs_in_its_moment_only_is_told_once(held: Held) -> None:
+    """A broken CA hands out leaf after leaf, each expired at another second; all are counted."""
+    for second in range(3):
+        held.belief.note("leaf_rejected", f"the leaf expired 2026-11-21T19:32:0{second}Z; it stays")
+    held.belief.note("leaf_rejected", "another service's")
+    assert held.notes == ["leaf_rejected", "leaf_rejected"]
+    assert held.belief.events["leaf_rejected"] == 4
+
+
 def test_notes_are_kept_with_their_moment_and_bounded(held: Held) -> None:
     """The same thing twice in a row is one note; old ones make room."""
     held.belief.note("code", "detail")

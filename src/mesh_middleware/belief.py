@@ -9,6 +9,7 @@ handshake waits for them.
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 from collections import Counter, deque
@@ -16,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 
-from .certificates import KeyPair, Roots
+from .certificates import KeyPair, Leaf, Roots
 from .config import Settings
 from .consul.intentions import parse_match
 from .exceptions import CertificateError
@@ -31,6 +32,7 @@ _log = logging.getLogger("mesh_middleware.mesh")
 SECOND_LOOK = 5.0
 """Seconds after which vanished denies, told twice behind an index regress, are believed."""
 KEPT_NOTES = 32
+_MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 
 
 class Belief:
@@ -61,6 +63,7 @@ class Belief:
         self._match: object = None
         self._entries: object = None
         self._told_under: str | None = None
+        self._told_expired: Leaf | None = None
         self._doubted: tuple[tuple[Intention, ...], float] | None = None
         self._changed = threading.Condition()
 
@@ -170,9 +173,14 @@ class Belief:
         self.take_intentions(told, regressed=False, body=kept.match)
 
     def reconsider(self) -> None:
-        """Judge again the leaf that waits: the clock may have reached its first moment."""
+        """Look at the clock again: a leaf that waits may be valid now, ours be so no more."""
         if self._trust.waiting_pair is not None:
             self.take_leaf(self._trust.waiting_pair)
+        leaf = self.snapshot.leaf
+        if leaf is not None and leaf is not self._told_expired and self._now() > leaf.not_after:
+            self._told_expired = leaf
+            until = "no handshake succeeds until the agent gives another"
+            self.note("leaf_expired", f"our leaf expired {leaf.not_after:%FT%TZ}; {until}")
 
     def count(self, code: str) -> None:
         """Count an event: a note, or the beginning of a trouble with the agent."""
@@ -181,7 +189,7 @@ class Belief:
     def note(self, code: str, detail: str) -> None:
         """Keep and log, once in a row, what people should know, under a stable code."""
         self.count(code)
-        if self.notes and self.notes[-1][1:] == (code, detail):
+        if self.notes and _timeless(*self.notes[-1][1:]) == _timeless(code, detail):
             return
         self.notes.append((self._now(), code, detail))
         _log.warning("%s: %s", code, detail)
@@ -254,3 +262,8 @@ class Belief:
             previous=old.policy,
         )
         return replace(draft, policy=policy)
+
+
+def _timeless(code: str, detail: str) -> tuple[str, str]:
+    # Each new leaf of a broken CA expired at another second: that is one thing to tell.
+    return code, _MOMENT.sub("", detail)

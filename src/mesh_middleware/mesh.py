@@ -197,7 +197,10 @@ class Mesh(Calling):
         Args:
             timeout: seconds; ``None`` waits for ever.
         """
-        return self.wait_for(lambda snapshot: snapshot.ready, timeout)
+        return self.wait_for(self._serves, timeout)
+
+    def _serves(self, snapshot: Snapshot) -> bool:
+        return snapshot.ready and self.outage_budget() > 0
 
     def wait_for(self, condition: Callable[[Snapshot], bool], timeout: float | None) -> bool:
         """
@@ -234,7 +237,7 @@ class Mesh(Calling):
             "service_id": self.settings.instance_id,
             "agent": self.settings.agent,
             "running": self.running,
-            "ready": snapshot.ready,
+            "ready": self._serves(snapshot),
             "spiffe_id": leaf.id.uri if leaf else None,
             "serial_number": leaf.serial_number if leaf else None,
             "not_after": leaf.not_after.isoformat() if leaf else None,

@@ -144,7 +144,8 @@ def offer_leaf(trust: Trust, pair: KeyPair, service: str, now: datetime) -> Verd
     try:
         _check_pair(pair, service, now)
     except CertificateError as error:
-        return Verdict(trust, "leaf_rejected", f"{error}; the old leaf stays")
+        stays = "there is none yet" if trust.pair is None else "the old leaf stays"
+        return Verdict(trust, "leaf_rejected", f"{error}; {stays}")
     if trust.roots is not None and not _why_not(pair, trust.roots, now):
         return Verdict(replace(trust, pair=pair, waiting_pair=None))
     if trust.waiting_roots is not None and not _why_not(pair, trust.waiting_roots, now):

@@ -72,6 +72,21 @@ def test_r04_check_turns_critical_when_the_leaf_has_expired(agent: DevAgent, joi
     assert mesh.decide(peer(agent, clock), GET).reason is Reason.LEAF_EXPIRED
 
 
+def test_r04_the_end_is_told(agent: DevAgent, join: Join, caplog: pytest.LogCaptureFixture) -> None:
+    """Once in the log, as a note, and in what is alarmed by: `ready` and its gauge."""
+    clock = Clock()
+    mesh = join(clock=clock)
+    assert mesh.ready(PATIENCE) and "mesh_ready" in mesh.metrics()
+    agent.close()
+    clock.set(73 * 3600.0)
+    assert not mesh.ready() and not mesh.status()["ready"]
+    gauge = next(line for line in mesh.metrics().splitlines() if line.startswith("mesh_ready"))
+    assert gauge.endswith(" 0")
+    until(lambda: "leaf_expired" in mesh.status()["events"], "the note")
+    mesh._belief.reconsider()
+    assert caplog.text.count("leaf_expired: our leaf expired ") == 1
+
+
 def test_r04_return_of_the_agent_ends_it(agent: DevAgent, join: Join) -> None:
     """A new leaf, and requests are judged as before, without a restart."""
     clock = Clock()
