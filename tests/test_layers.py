@@ -19,10 +19,10 @@ LAYERS = [
     "exceptions identity intentions certificates snapshot trace pauses misspelling",
     # shapes
     "config consul.wire consul.watch consul.intentions consul.pieces consul.entries consul.chains"
-    " consul.rereading",
+    " consul.rereading consul.providers consul.conditions",
     # edges
-    "consul.client consul.defaults consul.lookout consul.shifts tls gate standing resolve"
-    " resolve_dns routing keepsake jwks",
+    "consul.connections consul.transport consul.client consul.defaults consul.lookout"
+    " consul.shifts tls gate standing resolve resolve_dns routing keepsake jwks",
     # the heart
     "mesh plugins hookspecs belief chains entries following registration upstreams watcher metrics"
     " raw calling outbound keeper probe refusals",

@@ -8,16 +8,14 @@ what the answers mean. Never follows a redirect, never uses a proxy, never shows
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
-import socket
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-from urllib.parse import unquote, urlsplit
-
-import httpx
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode, urlsplit
 
 from ..config import Settings, is_header_text
 from ..exceptions import (
@@ -28,10 +26,12 @@ from ..exceptions import (
     ConfigError,
 )
 from . import watch, wire
+from .connections import Connections, Head, Request, Way
 from .lookout import SUSPECT_AFTER, Lookout
 
-CONNECT_TIMEOUT = 5.0
-"""Seconds to reach the agent, which is on this machine or near."""
+if TYPE_CHECKING:
+    import httpx
+
 ANSWER_TIMEOUT = 10.0
 """Seconds for an answer that does not block; and for the body of one that did."""
 STALLED = "agent_stalled"
@@ -50,7 +50,7 @@ class Answer:
         status: HTTP status.
         index: ``X-Consul-Index``; 0 when there was none.
         body: decoded JSON, or its bytes to a raw question; the text where it is none.
-        headers: the others.
+        headers: all of them, by lower-case name.
     """
 
     status: int
@@ -76,22 +76,17 @@ class ConsulClient:
     ) -> None:
         self.lookout = Lookout()
         self._settings = settings
-        name = settings.tls_server_name
-        self._extensions: dict[str, Any] = {"sni_hostname": name} if name else {}
-        base, made = _network(settings) if transport is None else ("http://agent", transport)
-        self._http = httpx.AsyncClient(
-            base_url=base,
-            transport=made,
-            auth=_basic(settings.auth),
-            headers={"Accept-Encoding": "identity", "User-Agent": "mesh_middleware"},
-            params={
-                key: value
-                for key, value in (("ns", settings.namespace), ("partition", settings.partition))
-                if value
-            },
-            trust_env=False,
-            follow_redirects=False,
-        )
+        self._way = _way(settings, transport)
+        self._params = {
+            key: value
+            for key, value in (("ns", settings.namespace), ("partition", settings.partition))
+            if value
+        }
+        self._fixed = [("Accept-Encoding", "identity"), ("User-Agent", "mesh_middleware")]
+        if settings.auth:
+            user, _, password = settings.auth.partition(":")
+            basic = base64.b64encode(f"{user}:{password}".encode()).decode()
+            self._fixed.append(("Authorization", f"Basic {basic}"))
 
     async def ask(self, question: wire.Question, *, index: int = 0, wait: float = 0.0) -> Answer:
         """
@@ -126,68 +121,58 @@ class ConsulClient:
         return answer
 
     async def _ask(self, question: wire.Question, index: int, wait: float) -> Answer:
-        params = dict(question.params)
-        if index:
-            params |= {"index": str(index), "wait": f"{wait:g}s"}
         timeout = watch.read_timeout(wait) if index else ANSWER_TIMEOUT
+        request = self._request(question, index, wait)
         try:
-            # httpx limits the time of each read: an answer that drips would never end.
             async with (
                 asyncio.timeout(timeout) as limit,
-                self._http.stream(
-                    question.method,
-                    question.path,
-                    params=params,
-                    json=question.body,
-                    headers=self._headers(),
-                    timeout=httpx.Timeout(timeout, connect=CONNECT_TIMEOUT),
-                    extensions=self._extensions,
-                ) as response,
+                self._way.exchange(request, self._settings.max_answer_bytes) as answering,
             ):
+                head = await answering.head()
+                if head.headers.get("content-encoding", "identity") != "identity":
+                    raise AgentAnswerError("a compressed answer to a request that accepts none")
                 # What a held question waits for has come: the rest is an answer like any other.
                 limit.reschedule(asyncio.get_running_loop().time() + ANSWER_TIMEOUT)
-                content = await self._read(response)
+                content = await answering.body()
         except TimeoutError:
             raise AgentUnavailableError(
                 f"{self._settings.agent}: no whole answer in time", STALLED
             ) from None
-        except (httpx.HTTPError, OSError) as error:
+        except OSError as error:
             reason = str(error) or type(error).__name__
             raise AgentUnavailableError(f"{self._settings.agent}: {reason}") from error
-        if _is_foreign(question, response, content):
-            kind = response.headers.get("content-type", "no type at all")
+        if _is_foreign(question, head, content):
+            kind = head.headers.get("content-type", "no type at all")
             raise AgentAnswerError(f"{self._settings.agent}: no Consul: it answers {_line(kind)}")
-        return _judge(question, response, content)
+        return _judge(question, head, content)
+
+    def _request(self, question: wire.Question, index: int, wait: float) -> Request:
+        params = {**self._params, **question.params}
+        if index:
+            params |= {"index": str(index), "wait": f"{wait:g}s"}
+        target = f"{question.path}?{urlencode(params)}" if params else question.path
+        headers = [*self._fixed, *self._token()]
+        if question.body is None:
+            return Request(question.method, target, headers)
+        body = json.dumps(question.body, separators=(",", ":")).encode()
+        headers.append(("Content-Type", "application/json"))
+        return Request(question.method, target, headers, body)
 
     async def close(self) -> None:
         """End all connections."""
-        await self._http.aclose()
-        for _ in range(3):
-            await asyncio.sleep(0)  # transports close in the next rounds of the loop
+        await self._way.close()
 
-    async def _read(self, response: httpx.Response) -> bytes:
-        if response.headers.get("content-encoding", "identity") != "identity":
-            raise AgentAnswerError("a compressed answer to a request that accepts none")
-        content = bytearray()
-        async for part in response.aiter_raw():
-            content += part
-            if len(content) > self._settings.max_answer_bytes:
-                raise AgentAnswerError(
-                    f"answer over {self._settings.max_answer_bytes} bytes (max_answer_bytes)"
-                )
-        return bytes(content)
-
-    def _headers(self) -> dict[str, str]:
+    def _token(self) -> list[tuple[str, str]]:
         token, source = self._settings.token, "token"
         if self._settings.token_file:
             source = f"token_file {self._settings.token_file}"
             token = _read_token(self._settings.token_file)
         if not token:
-            return {}
+            return []
         if not is_header_text(token):
-            # httpx would quote it, whole, in its own error.
+            # h11 would quote it, whole, in its own error.
             raise AgentError(f"{source}: a token is one line of printable ASCII", "token_unusable")
-        return {wire.TOKEN: token}
+        return [(wire.TOKEN, token)]
 
 
 def check_files(settings: Settings) -> None:
@@ -201,18 +186,18 @@ def check_files(settings: Settings) -> None:
         _agent_context(settings)
 
 
-def _is_foreign(question: wire.Question, response: httpx.Response, content: bytes) -> bool:
+def _is_foreign(question: wire.Question, head: Head, content: bytes) -> bool:
     # What Consul answers to a reading is JSON, and says so; a web server's page is not.
-    said = response.headers.get("content-type", "")
-    reading = question.method == "GET" and response.status_code == 200
+    said = head.headers.get("content-type", "")
+    reading = question.method == "GET" and head.status == 200
     return reading and bool(content) and "json" not in said
 
 
-def _judge(question: wire.Question, response: httpx.Response, content: bytes) -> Answer:
-    status = response.status_code
+def _judge(question: wire.Question, head: Head, content: bytes) -> Answer:
+    status = head.status
     text = _line(content)
     if question.nothing and status in (400, 500) and question.nothing in text:
-        return Answer(404, 0, text, response.headers)
+        return Answer(404, 0, text, head.headers)
     if status == 403:
         raise AgentRefusedError(f"{question.path}: {text or 'refused'}; needs {question.needs}")
     if status == 429 or status >= 500:
@@ -221,12 +206,12 @@ def _judge(question: wire.Question, response: httpx.Response, content: bytes) ->
     if status not in (200, 404):
         raise AgentAnswerError(f"{question.path}: {status} {text}")
     body: Any = text
-    if status == 200 and content and "json" in response.headers.get("content-type", ""):
+    if status == 200 and content and "json" in head.headers.get("content-type", ""):
         try:
             body = content if question.raw else json.loads(content)
         except (ValueError, RecursionError) as error:
             raise AgentAnswerError(f"{question.path}: not JSON: {error}") from None
-    return Answer(status, _index(response), body, response.headers)
+    return Answer(status, _index(head), body, head.headers)
 
 
 def _line(content: bytes | str) -> str:
@@ -237,31 +222,19 @@ def _line(content: bytes | str) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
-def _index(response: httpx.Response) -> int:
-    text = response.headers.get(wire.INDEX, "0")
+def _index(head: Head) -> int:
+    text = head.headers.get(wire.INDEX, "0")
     return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else 0
 
 
-def _network(settings: Settings) -> tuple[str, httpx.AsyncBaseTransport]:
-    parts = urlsplit(settings.agent)
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=20)
-    if parts.scheme == "unix":
-        path = unquote(parts.path)
-        # Consul's own clients send Host: localhost there.
-        return "http://localhost", httpx.AsyncHTTPTransport(uds=path, limits=limits)
-    verify = _agent_context(settings) if parts.scheme == "https" else False
-    return settings.agent, httpx.AsyncHTTPTransport(
-        verify=verify, limits=limits, trust_env=False, socket_options=_keepalive()
-    )
+def _way(settings: Settings, transport: httpx.AsyncBaseTransport | None) -> Way:
+    if transport is not None:
+        from .transport import TransportWay  # and with it httpx, which nobody else here needs
 
-
-def _keepalive() -> list[tuple[int, int, int]]:
-    """A host that died without a word is noticed in half a minute, not at the end of the wait."""
-    options = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
-    for name, value in (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3)):
-        if hasattr(socket, name):
-            options.append((socket.IPPROTO_TCP, getattr(socket, name), value))
-    return options
+        return TransportWay(transport)
+    secure = urlsplit(settings.agent).scheme == "https"
+    context = _agent_context(settings) if secure else None
+    return Connections(settings.agent, context, settings.tls_server_name)
 
 
 def _agent_context(settings: Settings) -> ssl.SSLContext:
@@ -279,13 +252,6 @@ def _agent_context(settings: Settings) -> ssl.SSLContext:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
-
-
-def _basic(auth: str) -> tuple[str, str] | None:
-    if not auth:
-        return None
-    user, _, password = auth.partition(":")
-    return user, password
 
 
 def _read_token(path: str) -> str:

@@ -18,8 +18,8 @@ from ..config import Settings
 from ..exceptions import AgentAnswerError, CertificateError, IdentityError
 from ..identity import TrustDomain
 
-INDEX = "X-Consul-Index"
-DEFAULT_POLICY = "X-Consul-Default-ACL-Policy"
+INDEX = "x-consul-index"
+DEFAULT_POLICY = "x-consul-default-acl-policy"
 TOKEN = "X-Consul-Token"
 REAP_AFTER = "1m"
 """How long a critical instance stays listed; Consul's own minimum."""
