@@ -10,13 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesh_middleware.consul.entries import (
-    KeySource,
-    parse_conditions,
-    parse_normalization,
-    parse_protocol,
-    parse_provider,
-)
+from mesh_middleware.consul.conditions import parse_conditions
+from mesh_middleware.consul.entries import parse_normalization, parse_protocol
+from mesh_middleware.consul.providers import KeySource, parse_provider
 from mesh_middleware.exceptions import AgentAnswerError
 from mesh_middleware.intentions import Normalization
 from mesh_middleware.intentions.jwt import DEFAULT_LOCATIONS, Location

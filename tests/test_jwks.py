@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from mesh_middleware import jwks
-from mesh_middleware.consul.entries import KeySource
+from mesh_middleware.consul.providers import KeySource
 from mesh_middleware.jwks import KeysError, fetch_keys
 
 JWKS = json.dumps({"keys": [{"kty": "oct", "k": "MDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDA"}]})

@@ -16,16 +16,19 @@ from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 from .certificates import KeyPair, Leaf, Roots
 from .config import Settings
 from .consul.intentions import parse_match
 from .exceptions import CertificateError
 from .intentions import Intention, compile_policy
-from .keepsake import Kept
 from .pauses import give_way
 from .snapshot import Conditions, Snapshot, Trust, Verdict, lost_denies, offer_leaf, offer_roots
 from .tls import Generation
+
+if TYPE_CHECKING:
+    from .keepsake import Kept
 
 _log = logging.getLogger("mesh_middleware.mesh")
 
@@ -150,6 +153,8 @@ class Belief:
 
     def keep(self) -> Kept | None:
         """What can be kept for a start without the agent; ``None`` before all of it is there."""
+        from .keepsake import Kept
+
         roots, pair = self._trust.roots, self._trust.pair
         if roots is None or pair is None or self.snapshot.policy is None:
             return None

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 from .config import Settings
 from .identity import ServiceId
-from .resolve import Upstream, parse_upstream
 
 if TYPE_CHECKING:
+    from .resolve import Upstream
     from .upstreams import UpstreamWatch
 
 CONNECT_TIMEOUT = 10.0
@@ -47,6 +47,8 @@ class Calling(ABC):
             ResolveError: *name* is no name in the mesh.
             NotReadyError: the mesh is not running.
         """
+        from .resolve import parse_upstream
+
         return self.watch_upstream(parse_upstream(name, domain=self.settings.domain))
 
     async def connect(

@@ -15,20 +15,22 @@ import contextlib
 import logging
 import random
 from collections.abc import Callable, Coroutine, Iterable, Mapping
-from typing import Any
-
-import httpx
+from typing import TYPE_CHECKING, Any
 
 from .consul import wire
 from .consul.client import Answer, ConsulClient
-from .consul.entries import KeySource, parse_conditions
+from .consul.conditions import parse_conditions
 from .consul.watch import Cursor
 from .exceptions import AgentAnswerError, AgentRefusedError, MeshError
 from .following import Follower, wait_at_most
 from .intentions import Intention
-from .intentions.jwt import KeySet, read_keys
-from .jwks import KeysError, fetch_keys
 from .snapshot import Conditions
+
+if TYPE_CHECKING:
+    import httpx
+
+    from .consul.providers import KeySource
+    from .intentions.jwt import KeySet
 
 _log = logging.getLogger("mesh_middleware.watch")
 
@@ -101,6 +103,8 @@ class EntryWatch:
         """
         if not kept:
             return
+        from .intentions.jwt import read_keys
+
         try:
             self._entries = dict(kept["entries"])
             self._keys = {name: read_keys(text) for name, text in kept["keys"].items()}
@@ -232,6 +236,8 @@ class EntryWatch:
         self._fetches[name] = _Fetch(source, early, task)
 
     async def _keep_keys(self, name: str, source: KeySource, early: asyncio.Event) -> None:
+        from .jwks import KeysError, fetch_keys  # with the first provider whose keys are elsewhere
+
         failures = 0
         while True:
             try:

@@ -28,6 +28,8 @@ PROJECT = "mesh_middleware"
 """Name of the pluggy project and of the entry-point group."""
 
 hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+"""Marks a function as the implementation of a hook: ``@hookimpl``."""
 
 
 @hookspec

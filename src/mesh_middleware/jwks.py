@@ -15,7 +15,7 @@ from pathlib import Path
 
 import httpx
 
-from .consul.entries import KeySource
+from .consul.providers import KeySource
 from .exceptions import MeshError
 from .intentions.jwt import KeySet, read_keys
 

@@ -28,10 +28,8 @@ from .config import Settings, load_settings
 from .exceptions import ConfigError, NotReadyError
 from .identity import ServiceId, SpiffeId
 from .intentions import Decision, Reason, RequestFacts, decision
-from .metrics import render_metrics
 from .plugins import Plugins
 from .refusals import Refusals, Told
-from .resolve import Upstream, UpstreamKind
 from .snapshot import Snapshot
 from .tls import LiveContext, client_context, server_context
 from .watcher import Watcher
@@ -39,6 +37,7 @@ from .watcher import Watcher
 if TYPE_CHECKING:
     import httpx
 
+    from .resolve import Upstream, UpstreamKind
     from .routing.report import AttemptReport
     from .upstreams import UpstreamWatch
 
@@ -262,6 +261,8 @@ class Mesh(Calling):
 
     def metrics(self) -> str:
         """The figures of `status` as Prometheus reads them; see `mesh_middleware.metrics`."""
+        from .metrics import render_metrics
+
         return render_metrics(self.status())
 
     def outage_budget(self) -> float:
@@ -326,6 +327,8 @@ class Mesh(Calling):
             NotReadyError: the mesh is not running.
         """
         if isinstance(upstream, str):
+            from .resolve import Upstream
+
             upstream = Upstream(upstream)
         where = upstream.datacenter or self.settings.datacenter or None
         key = replace(upstream, datacenter=where, kind=_SAME.get(upstream.kind, upstream.kind))

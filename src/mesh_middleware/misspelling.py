@@ -6,7 +6,6 @@ Knows no names of its own.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 WORD_COUNTS = 0.9
@@ -22,6 +21,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def lookalike(name: str, known: Iterable[str]) -> str | None:
     """The one of *known* that *name* surely means; ``None`` when it means something of its own."""
+    import difflib  # for names that nobody knows, which are rare
+
     return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=MISSPELT)), None)
 
 
@@ -32,4 +33,6 @@ def _likeness(name: str, known: str) -> float:
 
 
 def _ratio(one: str, other: str) -> float:
+    import difflib
+
     return difflib.SequenceMatcher(None, one, other).ratio()

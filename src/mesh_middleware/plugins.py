@@ -1,29 +1,29 @@
 """
 Finds, orders and calls plugins, and guards the host from them.
 
-Owns the pluggy manager of one mesh. A watching hook that raises is logged and forgotten; a
-restricting hook that raises means no.
+Owns the plugins of one mesh, as pluggy has found them good; where there are none, pluggy is not
+loaded. A watching hook that raises is logged and forgotten; a restricting hook that raises means
+no.
 """
 
 from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
-
-import pluggy
-
-from . import hookspecs
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
+    import pluggy
+
+    from .hookspecs import hookimpl as hookimpl
     from .identity import SpiffeId
     from .intentions import Decision, RequestFacts
     from .routing.report import AttemptReport
     from .snapshot import Snapshot
 
-hookimpl = pluggy.HookimplMarker(hookspecs.PROJECT)
-"""Marks a function as the implementation of a hook: ``@hookimpl``."""
+GROUP = "mesh_middleware"
+"""Entry-point group of plugins."""
 
 _log = logging.getLogger("mesh_middleware.plugins")
 
@@ -39,22 +39,21 @@ class Plugins:
     """
 
     def __init__(self, plugins: Iterable[object] = (), *, installed: bool = True) -> None:
-        self._manager = pluggy.PluginManager(hookspecs.PROJECT)
-        self._manager.add_hookspecs(hookspecs)
-        if installed:
-            self._manager.load_setuptools_entrypoints(hookspecs.PROJECT)
-        for plugin in plugins:
-            self._manager.register(plugin)
-        self._manager.check_pending()
-        self._refuse_odd_functions()
+        given = tuple(plugins)
+        self._names: list[str] = []
+        self._hooks: Mapping[str, Sequence[pluggy.HookImpl]] = {}
+        if given or (installed and _any_installed()):
+            manager = _load(given, installed)
+            self._names = [name for name, _ in manager.list_name_plugin()]
+            self._hooks = _implementations(manager)
         # Asked once: a request whose mesh has no such plugin pays nothing for the hook.
-        self.watches_decisions = bool(self._manager.hook.mesh_decision.get_hookimpls())
-        self.watches_attempts = bool(self._manager.hook.mesh_attempt.get_hookimpls())
-        self.restricts = bool(self._manager.hook.mesh_restrict.get_hookimpls())
+        self.watches_decisions = bool(self._hooks.get("mesh_decision"))
+        self.watches_attempts = bool(self._hooks.get("mesh_attempt"))
+        self.restricts = bool(self._hooks.get("mesh_restrict"))
 
     def names(self) -> list[str]:
         """Names of the plugins, in the order they were registered."""
-        return [name for name, _ in self._manager.list_name_plugin()]
+        return list(self._names)
 
     def startup(self, service: str, agent: str) -> None:
         """Tell `mesh_startup`."""
@@ -83,10 +82,11 @@ class Plugins:
         Raises:
             Exception: whatever the plugin raised; an upstream is not looked up elsewhere instead.
         """
-        found: Sequence[Any] | None = self._manager.hook.mesh_resolve(
-            upstream=upstream, datacenter=datacenter
-        )
-        return found
+        for implementation in self._hooks.get("mesh_resolve", ()):
+            found = _ask(implementation, upstream=upstream, datacenter=datacenter)
+            if found is not None:
+                return cast(Sequence[Any], found)
+        return None
 
     def permits(self, source: SpiffeId, facts: RequestFacts) -> bool:
         """
@@ -99,7 +99,7 @@ class Plugins:
             Exception: whatever a plugin raised, or that it answered neither yes, no nor nothing;
                 the caller denies.
         """
-        for implementation in reversed(self._manager.hook.mesh_restrict.get_hookimpls()):
+        for implementation in self._hooks.get("mesh_restrict", ()):
             answer = _ask(implementation, source=source, facts=facts)
             if answer is False:
                 return False
@@ -108,24 +108,10 @@ class Plugins:
                 raise TypeError(f"plugin {name!r}: mesh_restrict answered {type(answer).__name__}")
         return True
 
-    def _refuse_odd_functions(self) -> None:
-        # A coroutine that nobody awaits is not False: an async mesh_restrict would permit all. And
-        # a wrapper around the others could take their no back.
-        for plugin in self._manager.get_plugins():
-            for caller in self._manager.get_hookcallers(plugin) or ():
-                for one in caller.get_hookimpls():
-                    is_async = inspect.iscoroutinefunction(one.function)
-                    if is_async or one.wrapper or one.hookwrapper:
-                        raise pluggy.PluginValidationError(
-                            one.plugin,
-                            f"plugin {one.plugin_name!r}: {caller.name} is "
-                            f"{'async' if is_async else 'a wrapper'}; hooks are plain functions",
-                        )
-
     def _tell(self, hook: str, **values: object) -> None:
         # One implementation at a time: pluggy stops at the first that raises, and a plugin must
         # not keep another from being told.
-        for implementation in reversed(getattr(self._manager.hook, hook).get_hookimpls()):
+        for implementation in self._hooks.get(hook, ()):
             try:
                 _ask(implementation, **values)
             except Exception:
@@ -134,3 +120,58 @@ class Plugins:
 
 def _ask(implementation: pluggy.HookImpl, **values: object) -> object:
     return implementation.function(**{name: values[name] for name in implementation.argnames})
+
+
+def _any_installed() -> bool:
+    from importlib.metadata import entry_points
+
+    return bool(entry_points(group=GROUP))
+
+
+def _load(given: Iterable[object], installed: bool) -> pluggy.PluginManager:
+    import pluggy
+
+    from . import hookspecs
+
+    manager = pluggy.PluginManager(hookspecs.PROJECT)
+    manager.add_hookspecs(hookspecs)
+    if installed:
+        manager.load_setuptools_entrypoints(GROUP)
+    for plugin in given:
+        manager.register(plugin)
+    manager.check_pending()
+    _refuse_odd_functions(manager)
+    return manager
+
+
+def _implementations(manager: pluggy.PluginManager) -> dict[str, tuple[pluggy.HookImpl, ...]]:
+    """By hook its implementations, in the order they are called."""
+    from . import hookspecs
+
+    names = [name for name in vars(hookspecs) if name.startswith("mesh_")]
+    return {name: tuple(reversed(getattr(manager.hook, name).get_hookimpls())) for name in names}
+
+
+def _refuse_odd_functions(manager: pluggy.PluginManager) -> None:
+    import pluggy
+
+    # A coroutine that nobody awaits is not False: an async mesh_restrict would permit all. And
+    # a wrapper around the others could take their no back.
+    for plugin in manager.get_plugins():
+        for caller in manager.get_hookcallers(plugin) or ():
+            for one in caller.get_hookimpls():
+                is_async = inspect.iscoroutinefunction(one.function)
+                if is_async or one.wrapper or one.hookwrapper:
+                    raise pluggy.PluginValidationError(
+                        one.plugin,
+                        f"plugin {one.plugin_name!r}: {caller.name} is "
+                        f"{'async' if is_async else 'a wrapper'}; hooks are plain functions",
+                    )
+
+
+def __getattr__(name: str) -> Any:
+    if name == "hookimpl":
+        from .hookspecs import hookimpl
+
+        return hookimpl
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,10 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 from .certificates import KeyPair, Leaf, Roots, check_chain, check_key
 from .exceptions import CertificateError
-from .intentions import Intention, JwtProvider, Normalization, Policy
+from .intentions import Intention, Normalization, Policy
+
+if TYPE_CHECKING:
+    from .intentions import JwtProvider
 
 
 @dataclass(frozen=True, slots=True)

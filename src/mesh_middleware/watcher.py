@@ -29,7 +29,6 @@ from .exceptions import AgentAnswerError, MeshError
 from .following import Follower, wait_at_most
 from .intentions import Intention
 from .keeper import LEAVE_TIMEOUT, Keeper
-from .keepsake import Keepsake, KeepsakeError
 from .plugins import Plugins
 from .probe import DefaultProbe
 from .snapshot import Conditions
@@ -37,6 +36,7 @@ from .snapshot import Conditions
 if TYPE_CHECKING:
     import httpx
 
+    from .keepsake import Keepsake
     from .outbound import Outbound
     from .upstreams import UpstreamWatch
 
@@ -307,7 +307,7 @@ class Watcher:
                 continue
             try:
                 await asyncio.to_thread(keepsake.save, kept, self._now().timestamp())
-            except KeepsakeError as error:
+            except MeshError as error:
                 self._belief.note("keepsake_not_saved", str(error))
 
     async def _sweep(self) -> None:
@@ -350,5 +350,7 @@ def open_keepsake(settings: Settings) -> Keepsake | None:
     """
     if not settings.keep_file:
         return None
+    from .keepsake import Keepsake  # and the ciphers it takes
+
     purpose = f"{settings.service}\n{settings.agent}"
     return Keepsake(Path(settings.keep_file), settings.keep_key, purpose, settings.keep_max_age)

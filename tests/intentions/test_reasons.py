@@ -77,7 +77,9 @@ REACHED: dict[Reason, Callable[[], Decision]] = {
     Reason.CONFLICTING_CRITERIA: lambda: rule(PathExact="/", PathPrefix="/"),
     Reason.BAD_PATTERN: lambda: rule(PathRegex="("),
     Reason.PATTERN_TOO_LARGE: lambda: rule(PathRegex="a{1000}b{1000}" * 60),
-    Reason.NO_REGEX_ENGINE: lambda: without(matchers, "re2", lambda: rule(PathRegex="/x")),
+    Reason.NO_REGEX_ENGINE: lambda: without(
+        matchers, "engine", lambda: rule(PathRegex="/x"), lambda: None
+    ),
     Reason.UNSOUND_METHOD: lambda: ask(policy(intention(Permissions=[permission()])), method="get"),
     Reason.UNSOUND_TARGET: lambda: ask(policy(intention(Permissions=[permission()])), "/#"),
     Reason.UNSOUND_HEADER: lambda: ask(

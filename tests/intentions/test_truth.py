@@ -174,7 +174,7 @@ def test_without_the_regex_engine_a_pattern_denies(
     monkeypatch: pytest.MonkeyPatch, reading: str, default: bool | None, action: str, http: Json
 ) -> None:
     """Without the extra ``re2`` each request of a source with a pattern is denied, and no other."""
-    monkeypatch.setattr(matchers, "re2", None)
+    monkeypatch.setattr(matchers, "engine", lambda: None)
     matchers.regex_flaw.cache_clear()
     try:
         rules = [intention(Permissions=[permission(), permission(action, **http)])]

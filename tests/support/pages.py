@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from mesh_middleware.consul import entries
+from mesh_middleware.consul import entries, providers
 from mesh_middleware.consul import intentions as fields
 from mesh_middleware.intentions import ABOUT, headers, paths, policy, program, wire
 
@@ -63,8 +63,8 @@ def tables() -> dict[str, str]:
         "header": _fields(fields.HEADER_FIELDS),
         "jwt": _fields(jwt),
         "provider": _fields(
-            entries.PROVIDER_FIELDS
-            | {f"Remote.{name}": text for name, text in entries.REMOTE_FIELDS.items()}
+            providers.PROVIDER_FIELDS
+            | {f"Remote.{name}": text for name, text in providers.REMOTE_FIELDS.items()}
         ),
         "normalization": _fields(entries.NORMALIZATION_FIELDS),
         "source": table(

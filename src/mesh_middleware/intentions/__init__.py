@@ -5,8 +5,9 @@ Values (`Intention`, `Permission`, `HeaderMatch`), what is judged (`RequestFacts
 (`Decision`, `Reason`) of a `Policy`. Pure: no I/O, no globals.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from .facts import AsgiFacts, HttpFacts, RequestFacts, WsgiFacts
-from .jwt import JwtProvider
 from .model import (
     Claim,
     Decision,
@@ -21,6 +22,9 @@ from .model import (
 )
 from .policy import Policy, compile_policy
 from .reasons import ABOUT, About, Reason
+
+if TYPE_CHECKING:
+    from .jwt import JwtProvider
 
 __all__ = [
     "ABOUT",
@@ -44,3 +48,12 @@ __all__ = [
     "decision",
     "precedence_of",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # What tokens take is loaded with the first provider: most services have none.
+    if name == "JwtProvider":
+        from .jwt import JwtProvider
+
+        return JwtProvider
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

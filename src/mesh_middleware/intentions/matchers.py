@@ -14,17 +14,12 @@ import dataclasses
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 from . import paths
 from .model import Flaw, HeaderMatch, JwtDemand, Permission
 from .reasons import Reason
-
-try:
-    import re2
-except ImportError:  # pragma: no cover - the extra is installed where tests run
-    re2 = None
 
 MAX_PROGRAM_SIZE = 100_000
 """RE2 instructions one pattern may have; what Envoy allows under Consul is bounded by memory."""
@@ -32,6 +27,21 @@ MAX_PROGRAM_SIZE = 100_000
 _MANY_PREFIXES = 12
 
 Test = Callable[[bytes], bool]
+
+
+@cache
+def engine() -> Any:
+    """
+    Import RE2, once a pattern needs it: to most services it would be memory for nothing.
+
+    Returns:
+        Its module; ``None`` when the extra ``re2`` is not installed.
+    """
+    try:
+        import re2
+    except ImportError:  # pragma: no cover - the extra is installed where tests run
+        return None
+    return re2
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +108,7 @@ class PathTable:
         self.steps = tuple(_step(i, p) for i, p in enumerate(self.permissions))
         for index, permission in enumerate(self.permissions):
             self._file(index, permission)
-        if len(self._prefixes) + len(self._regexes) > _MANY_PREFIXES and re2 is not None:
+        if len(self._prefixes) + len(self._regexes) > _MANY_PREFIXES and engine():
             self._set = _pattern_set(self._prefixes, self._patterns)
 
     def _file(self, index: int, permission: Permission) -> None:
@@ -208,7 +218,7 @@ def compile_regex(pattern: str) -> Test:
     Returns:
         A test for a full match.
     """
-    match = re2.compile(pattern.encode(), _options()).fullmatch
+    match = engine().compile(pattern.encode(), _options()).fullmatch
     return lambda text: match(text) is not None
 
 
@@ -220,6 +230,7 @@ def regex_flaw(pattern: str) -> Flaw | None:
     Returns:
         ``None`` when it can.
     """
+    re2 = engine()
     if re2 is None:
         return Flaw(Reason.NO_REGEX_ENGINE, f"pattern {pattern!r}")
     try:
@@ -299,8 +310,8 @@ def permission_flaw(permission: Permission) -> Flaw | None:
 
 
 def _options() -> Any:
-    options = re2.Options()
-    options.encoding = re2.Options.Encoding.LATIN1
+    options = engine().Options()
+    options.encoding = engine().Options.Encoding.LATIN1
     options.log_errors = False
     return options
 
@@ -315,6 +326,7 @@ def _pattern_set(
         The matching permissions; ``None`` when the engine ran out of memory, which shows in the
         last pattern, which matches everything.
     """
+    re2 = engine()
     patterns = re2.Set.FullMatchSet(_options())
     owners = []
     for prefix, index in prefixes:

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING, NoReturn
 
 from ..exceptions import IdentityError
 from ..identity import ServiceId, SpiffeId, parse_spiffe_id
-from . import jws, sources
+from . import sources
 from .facts import RequestFacts
-from .jwt import JwtProvider, Tokens
 from .matchers import (
     PathTable,
     Test,
@@ -34,6 +34,10 @@ from .program import Program
 from .reasons import Reason
 from .sources import Candidates
 from .terms import ReadingName, Terms
+
+if TYPE_CHECKING:
+    from .headers import HeaderView
+    from .jwt import JwtProvider, Tokens
 
 MAX_STRANGERS = 1024
 """Sources remembered beyond those with an intention of their own, where names are odd."""
@@ -331,13 +335,11 @@ def compile_policy(
     intentions = tuple(intentions)
     providers: Mapping[str, JwtProvider] = {item.name: item for item in jwt_providers}
     named = _named_providers(intentions)
-    if named:
-        jws.engine()  # now, and not while a request waits
     terms = Terms(
         _default_reason(default_allow),
         reading,
         normalization or Normalization(),
-        lambda facts, view: Tokens(facts, view, providers, named, clock()),
+        _tokens(providers, named, clock),
         _token_headers(providers[name] for name in named if name in providers),
     )
     return Policy(
@@ -359,6 +361,23 @@ def _named_providers(intentions: Iterable[Intention]) -> tuple[str, ...]:
         for demands in (intention.jwt, *(p.jwt for p in intention.permissions)):
             names.update((demand.provider, None) for demand in demands)
     return tuple(names)
+
+
+def _tokens(
+    providers: Mapping[str, JwtProvider], named: Sequence[str], clock: Callable[[], float]
+) -> Callable[[RequestFacts, HeaderView], Tokens]:
+    """What makes the tokens of a request, loaded now if ever, and not while a request waits."""
+    if not named:
+        return _no_tokens
+    from .jws import engine
+    from .jwt import Tokens
+
+    engine()
+    return lambda facts, view: Tokens(facts, view, providers, named, clock())
+
+
+def _no_tokens(facts: RequestFacts, view: HeaderView) -> NoReturn:
+    raise AssertionError("a token is asked for, and no intention names a provider")
 
 
 def _token_headers(providers: Iterable[JwtProvider]) -> frozenset[bytes]:

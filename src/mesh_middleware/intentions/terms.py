@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from .facts import RequestFacts
 from .headers import Alternative, HeaderView
-from .jwt import Tokens
 from .memory import Memory
 from .model import JwtDemand, Normalization
 from .reasons import Reason
+
+if TYPE_CHECKING:
+    from .jwt import Tokens
 
 ReadingName = Literal["strict", "envoy"]
 

@@ -9,7 +9,6 @@ name ends the server with one line instead of a traceback later.
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -107,6 +106,8 @@ def _unread(config: Any) -> str:
 
 
 def _misspelt(config: Any) -> str:
+    import difflib  # for a mistake only
+
     from hypercorn.config import Config
 
     unknown = [key for key in vars(config) if not hasattr(Config, key) and key != "mesh"]

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ...consul import entries, wire
+from ...consul import entries, providers, wire
 from ...consul.intentions import parse_entry, parse_intentions
 from ...exceptions import AgentAnswerError, AgentRefusedError, ConfigError, IdentityError
 from ...identity import parse_spiffe_id
@@ -267,7 +267,7 @@ def _table(path: Path, value: object) -> dict[str, Any]:
 
 
 def _providers(items: Iterable[Mapping[str, Any]]) -> tuple[JwtProvider, ...]:
-    return tuple(_fetched(entries.parse_provider(_sealed(item))) for item in items)
+    return tuple(_fetched(providers.parse_provider(_sealed(item))) for item in items)
 
 
 def _sealed(item: Mapping[str, Any]) -> dict[str, Any]:
@@ -283,7 +283,7 @@ def _sealed(item: Mapping[str, Any]) -> dict[str, Any]:
     return {**item, "JSONWebKeySet": {"Local": {"JWKS": sealed}}}
 
 
-def _fetched(entry: entries.ProviderEntry) -> JwtProvider:
+def _fetched(entry: providers.ProviderEntry) -> JwtProvider:
     if entry.source is None:
         return entry.provider
     try:
