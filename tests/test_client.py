@@ -306,7 +306,8 @@ def test_empty_answer_of_a_write_is_read() -> None:
 
 def test_text_is_not_taken_for_json() -> None:
     """JSON of another content type stays text, which no parser of ours takes."""
-    assert run(ask_once(http(200, '{"Authorized": true}'))).body == '{"Authorized": true}'
+    write, said = Question("/v1/thing", "nothing", "POST"), '{"Authorized": true}'
+    assert run(ask_once(http(200, said), question=write)).body == said
 
 
 FAILURES: dict[str, tuple[bytes, type[AgentError], str]] = {
@@ -320,6 +321,7 @@ FAILURES: dict[str, tuple[bytes, type[AgentError], str]] = {
     "204": (http(204), AgentAnswerError, "204"),
     "301": (http(301, "", "Location: /v1/other"), AgentAnswerError, "301"),
     "307": (http(307, "", "Location: http://127.0.0.1:9/"), AgentAnswerError, "307"),
+    "a web server's page": (http(200, "<html>"), AgentAnswerError, "no Consul: .*text/plain"),
     "truncated JSON": (http(200, '{"a": [1', kind="application/json"), AgentAnswerError, "JSON"),
     "no JSON": (http(200, "<html>", kind="application/json"), AgentAnswerError, "not JSON"),
     "JSON that is not UTF-8": (
