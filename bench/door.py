@@ -36,7 +36,8 @@ CHUNK = 2000
 """Requests between two looks at the clock: short enough that a chunk is rarely interrupted."""
 
 Request = dict[str, Any]
-Drive = Callable[[Any, list[Request]], Awaitable[float]]
+Make = Callable[[str], Request]
+Drive = Callable[[Any, Make, list[str]], Awaitable[float]]
 
 _START = {"type": "http.response.start", "status": 200, "headers": []}
 _BODY = {"type": "http.response.body", "body": b""}
@@ -57,18 +58,20 @@ def _wsgi_app(environ: Any, start_response: Any) -> Iterable[bytes]:
     return ()
 
 
-async def _drive_asgi(app: Any, requests: list[Request]) -> float:
-    # Of this thread only: the mesh's watcher is not part of a request.
+async def _drive_asgi(app: Any, make: Make, paths: list[str]) -> float:
+    # Each request is made when its turn comes, as on a server: one that has lain in memory for
+    # long would make the first to look at it, the door, wait for the memory. What the making costs
+    # is on both sides. Of this thread only: the mesh's watcher is not part of a request.
     began = time.thread_time()
-    for scope in requests:
-        await app(scope, None, _send)
+    for path in paths:
+        await app(make(path), None, _send)
     return time.thread_time() - began
 
 
-async def _drive_wsgi(app: Any, requests: list[Request]) -> float:
+async def _drive_wsgi(app: Any, make: Make, paths: list[str]) -> float:
     began = time.thread_time()
-    for environ in requests:
-        app(environ, None)
+    for path in paths:
+        app(make(path), None)
     return time.thread_time() - began
 
 
@@ -117,16 +120,6 @@ def _environ(path: str) -> Request:
     }
 
 
-def _same(make: Callable[[str], Request]) -> Iterator[Request]:
-    """Requests of one path, each an object of its own."""
-    return (make(PATH) for _ in itertools.count())
-
-
-def _unseen(make: Callable[[str], Request]) -> Iterator[Request]:
-    """Requests of paths that were never asked for before."""
-    return (make(f"/books/{number}") for number in itertools.count())
-
-
 def measure(stage: Stage, chunks: int) -> list[Figure]:
     """
     Measure every door.
@@ -148,36 +141,43 @@ def measure(stage: Stage, chunks: int) -> list[Figure]:
 
 
 def _figures(stage: Stage, mesh: Mesh, chunks: int) -> Iterator[Figure]:
-    asgi = (_asgi_app, MeshAuthz(_asgi_app), _drive_asgi)
-    wsgi = (_wsgi_app, MeshAuthzWSGI(_wsgi_app), _drive_wsgi)
+    asgi = (_asgi_app, MeshAuthz(_asgi_app), _drive_asgi, _scope)
+    wsgi = (_wsgi_app, MeshAuthzWSGI(_wsgi_app), _drive_wsgi, _environ)
+    same = itertools.repeat(PATH)
+    unseen = (f"/books/{number}" for number in itertools.count())
     named = (
-        ("ASGI, by identity (L4)", PLAIN_CALLER, asgi, _same(_scope), Target(2.0)),
-        ("ASGI, HTTP permissions (L7)", CALLER, asgi, _same(_scope), Target(4.0)),
-        ("ASGI, L7, path never seen before", CALLER, asgi, _unseen(_scope), None),
-        ("WSGI, by identity (L4)", PLAIN_CALLER, wsgi, _same(_environ), Target(6.0)),
-        ("WSGI, HTTP permissions (L7)", CALLER, wsgi, _same(_environ), Target(6.0)),
-        ("WSGI, L7, path never seen before", CALLER, wsgi, _unseen(_environ), None),
+        ("ASGI, by identity (L4)", PLAIN_CALLER, asgi, same, Target(2.0)),
+        ("ASGI, HTTP permissions (L7)", CALLER, asgi, same, Target(4.0)),
+        ("ASGI, L7, path never seen before", CALLER, asgi, unseen, None),
+        ("WSGI, by identity (L4)", PLAIN_CALLER, wsgi, same, Target(6.0)),
+        ("WSGI, HTTP permissions (L7)", CALLER, wsgi, same, Target(6.0)),
+        ("WSGI, L7, path never seen before", CALLER, wsgi, unseen, None),
     )
-    for name, caller, (app, door, drive), requests, target in named:
+    for name, caller, (app, door, drive, make), paths, target in named:
         peer = _peer(stage, caller)
         # A loop and a task, as on a server: the door keeps account of live requests by task.
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            taken = runner.run(_added(peer, (app, door), drive, requests, chunks))
+            taken = runner.run(_added(peer, (app, door), drive, make, paths, chunks))
         _check(mesh)
         yield Figure(f"CPU added by the door: {name}", "us", estimate(taken), target)
 
 
 async def _added(
-    peer: Peer, apps: tuple[Any, Any], drive: Drive, requests: Iterator[Request], chunks: int
+    peer: Peer,
+    apps: tuple[Any, Any],
+    drive: Drive,
+    make: Make,
+    paths: Iterator[str],
+    chunks: int,
 ) -> list[float]:
     # What Hypercorn's own question for the protocol does in the task of a connection.
-    gate._peer.set(peer)
+    gate._bond.set(gate.Bond(peer, None))
     taken = []
     for number in range(chunks + 1):
         cost = {}
         for app in apps if number % 2 else apps[::-1]:
-            some = list(itertools.islice(requests, CHUNK))
-            cost[app] = await drive(app, some) / CHUNK * 1e6
+            some = list(itertools.islice(paths, CHUNK))
+            cost[app] = await drive(app, make, some) / CHUNK * 1e6
         if number:  # the first only warms up
             taken.append(cost[apps[1]] - cost[apps[0]])
     return taken

@@ -15,6 +15,7 @@ from starlette.routing import Mount, Route
 
 from mesh_middleware import MeshAuthz
 from mesh_middleware.exceptions import ConfigError
+from mesh_middleware.gate import UNBOUND
 from mesh_middleware.intentions import Reason
 from mesh_middleware.live import LiveRequests
 from mesh_middleware.mesh import running_mesh, set_default_mesh
@@ -446,7 +447,7 @@ def test_a_sweep_after_the_loop_has_ended_harms_nobody() -> None:
     live.sweep_soon()
 
     async def enter() -> Any:
-        return live.enter(None, {})
+        return live.enter(UNBOUND, {})
 
     task = asyncio.run(enter())
     live.sweep_soon()
@@ -457,4 +458,4 @@ def test_a_sweep_after_the_loop_has_ended_harms_nobody() -> None:
 
 def test_outside_of_any_loop_nothing_is_entered() -> None:
     """A door that is called by hand has no task to end."""
-    assert LiveRequests(lambda peer, scope: True).enter(None, {}) is None
+    assert LiveRequests(lambda peer, scope: True).enter(UNBOUND, {}) is None

@@ -16,8 +16,8 @@ from typing import Any
 from .answers import refusal
 from .certificates import Peer
 from .config import Mode
-from .doors import Caller, Door, claim_headers
-from .gate import current_peer
+from .doors import Door, Verdict
+from .gate import UNBOUND, current_bond
 from .intentions import AsgiFacts, Decision
 from .live import Ended, LiveRequests
 from .mesh import Mesh
@@ -71,8 +71,8 @@ class MeshAuthz:
             return
         # The scheme is the server's word on this very connection: plaintext has no identity,
         # whatever a context variable might say.
-        peer = current_peer() if scope.get("scheme") in _SECURE else None
-        verdict = self._door.judge(peer, AsgiFacts(scope))
+        bond = current_bond() if scope.get("scheme") in _SECURE else UNBOUND
+        verdict = self._door.judge(bond.peer, AsgiFacts(scope))
         if not verdict.passes:
             await _refuse(scope, receive, send, verdict.decision)
             return
@@ -83,12 +83,12 @@ class MeshAuthz:
         remember_trace(scope["headers"])
         plain = kind == "http" and scope.get("http_version") != "2"
         end = None if plain else _Ending(scope, send)
-        work = self.app(_seen(scope, caller), receive, send if end is None else end.send)
+        work = self.app(_seen(scope, verdict), receive, send if end is None else end.send)
         live = self._live
-        task = live.enter(peer, scope)
+        task = live.enter(bond, scope)
         try:
             if task is None:
-                await live.run_on_trio(work, peer, scope)
+                await live.run_on_trio(work, bond, scope)
             else:
                 await work
         except Ended:
@@ -118,12 +118,13 @@ class MeshAuthz:
         return watch
 
 
-def _seen(scope: Scope, caller: Caller) -> Scope:
+def _seen(scope: Scope, verdict: Verdict) -> Scope:
     """The scope as the application sees it."""
+    state = scope.get("state")
     inner = dict(scope)
-    inner["state"] = {**scope.get("state", {}), "mesh": caller}
-    if handed := claim_headers(caller):
-        inner["headers"] = _replaced(scope["headers"], handed)
+    inner["state"] = {**state, "mesh": verdict.caller} if state else {"mesh": verdict.caller}
+    if verdict.handed:
+        inner["headers"] = _replaced(scope["headers"], verdict.handed)
     return inner
 
 

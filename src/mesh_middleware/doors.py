@@ -13,7 +13,7 @@ import logging
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from .certificates import Peer
@@ -64,10 +64,12 @@ class Verdict:
     Args:
         passes: whether the application sees it.
         caller: what is known of it; its decision denies although it passes in shadow mode.
+        handed: headers to set for the application, ``None`` to take out: see `claim_headers`.
     """
 
     passes: bool
     caller: Caller
+    handed: Mapping[str, str | None] = field(default_factory=dict)
 
     @property
     def decision(self) -> Decision:
@@ -111,6 +113,7 @@ class Door:
         self._told_plain = False
         self._passed: dict[tuple[int, int], Verdict] = {}
         self._passed_by: object = None
+        self._plain: Mesh | None = None
         Door.made += 1
         if self._exempt:
             _log.warning("exempt from the intentions: %s", ", ".join(sorted(self._exempt)))
@@ -129,18 +132,17 @@ class Door:
         """
         mesh = self._mesh or running_mesh()
         try:
-            if mesh is None or self._exempt or mesh.settings.exempt:
-                settled = self._settle(mesh, peer, facts)
-                if settled is not None:
-                    return settled
-            assert mesh is not None
-            if self._shadow or (self._mode or mesh.settings.mode) == "shadow":
-                return self._judge_in_shadow(mesh, peer, facts, booked)
+            if mesh is None or (mesh is not self._plain and not self._is_plain(mesh)):
+                return self._judge_by_settings(mesh, peer, facts, booked)
             found = mesh.decide(peer, facts, booked=booked)
             if found.allowed:
+                # One peer's requests mostly get one decision, the same object: so they can share
+                # what is made of the two. The ids stay true, for the entry holds both objects.
+                known = self._passed.get((id(peer), id(found)))
+                if known is not None and known.caller.mesh is mesh:
+                    return known
                 return self._pass(peer, found, mesh)
-            if peer is None:
-                self._tell_plain(peer)
+            self._tell_plain(peer)
             return Verdict(False, Caller(peer, found, mesh))
         except Exception:
             _log.exception("judging failed; the request is denied")
@@ -156,44 +158,47 @@ class Door:
         if mesh is not None:
             mesh.close()
 
-    def _settle(self, mesh: Mesh | None, peer: Peer | None, facts: RequestFacts) -> Verdict | None:
-        """Judge without a mesh, or what is exempt; ``None`` leaves it to the intentions."""
+    def _is_plain(self, mesh: Mesh) -> bool:
+        """Whether settings neither exempt nor shadow anything; then it is remembered, for ever."""
+        settings = mesh.settings
+        if self._exempt or settings.exempt or self._shadow:
+            return False
+        if (self._mode or settings.mode) == "shadow":
+            return False
+        self._plain = mesh
+        return True
+
+    def _judge_by_settings(
+        self, mesh: Mesh | None, peer: Peer | None, facts: RequestFacts, booked: bool
+    ) -> Verdict:
         if self._is_exempt(mesh, facts):
-            return Verdict(True, Caller(peer, _EXEMPT, mesh))
-        if mesh is not None:
-            return None
+            return _passing(Caller(peer, _EXEMPT, mesh))
+        if mesh is None:
+            self._tell_plain(peer)
+            return Verdict(False, Caller(peer, _NOBODY if peer is None else _NO_POLICY, None))
+        found = mesh.decide(
+            peer, facts, lambda denial: self._in_shadow(mesh, facts, denial), booked=booked
+        )
+        if found.allowed or self._in_shadow(mesh, facts, found):
+            return _passing(Caller(peer, found, mesh))
         self._tell_plain(peer)
-        return Verdict(False, Caller(peer, _NOBODY if peer is None else _NO_POLICY, None))
+        return Verdict(False, Caller(peer, found, mesh))
 
     def _pass(self, peer: Peer | None, found: Decision, mesh: Mesh) -> Verdict:
-        # One peer's requests mostly get one decision, the same object: so they can share the two
-        # values made of them. The ids stay true, for the entry itself holds both objects.
-        key = (id(peer), id(found))
-        known = self._passed.get(key)
-        if known is None or known.caller.mesh is not mesh:
+        verdict = _passing(Caller(peer, found, mesh))
+        if found.claims is None:  # claims are of one request
             # Decisions of a policy that is gone do not come again.
             policy = mesh.snapshot.policy
             if policy is not self._passed_by or len(self._passed) >= KNOWN_CALLERS:
                 self._passed, self._passed_by = {}, policy
-            known = self._passed[key] = Verdict(True, Caller(peer, found, mesh))
-        return known
+            self._passed[id(peer), id(found)] = verdict
+        return verdict
 
     def _is_exempt(self, mesh: Mesh | None, facts: RequestFacts) -> bool:
         path = plain_path(facts)
         if path is None:
             return False
         return path in self._exempt or (mesh is not None and path in mesh.settings.exempt)
-
-    def _judge_in_shadow(
-        self, mesh: Mesh, peer: Peer | None, facts: RequestFacts, booked: bool
-    ) -> Verdict:
-        found = mesh.decide(
-            peer, facts, lambda denial: self._in_shadow(mesh, facts, denial), booked=booked
-        )
-        passes = found.allowed or self._in_shadow(mesh, facts, found)
-        if not passes:
-            self._tell_plain(peer)
-        return Verdict(passes, Caller(peer, found, mesh))
 
     def _in_shadow(self, mesh: Mesh, facts: RequestFacts, found: Decision) -> bool:
         if found.status != 403:
@@ -209,6 +214,10 @@ class Door:
         if peer is None and not self._told_plain:
             self._told_plain = True
             _log.warning("a request without a mesh identity was refused: %s", plain_hint())
+
+
+def _passing(caller: Caller) -> Verdict:
+    return Verdict(True, caller, claim_headers(caller))
 
 
 def claim_headers(caller: Caller) -> Mapping[str, str | None]:

@@ -25,7 +25,7 @@ import sys
 from collections.abc import Callable
 from contextvars import ContextVar
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from .certificates import Peer, utc_now
 from .exceptions import PeerMismatchError
@@ -37,8 +37,27 @@ Gate = Callable[[bytes | None], Peer]
 _UNSHAKEN = "the handshake has not passed the gate"
 _UNFINISHED = (ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
-_peer: ContextVar[Peer | None] = ContextVar("mesh_middleware_peer", default=None)
-_standing: ContextVar[Standing | None] = ContextVar("mesh_middleware_standing", default=None)
+
+class Bond(NamedTuple):
+    """
+    What is bound to the connection that carries a request.
+
+    Args:
+        peer: who is at its other end.
+        standing: what the connection stands on.
+    """
+
+    peer: Peer | None
+    standing: Standing | None
+
+
+UNBOUND = Bond(None, None)
+"""On plaintext, and outside of any request."""
+
+_bond: ContextVar[Bond] = ContextVar("mesh_middleware_bond", default=UNBOUND)
+
+current_bond: Callable[[], Bond] = _bond.get
+"""What is bound to the connection that carries the present request; each request asks once."""
 
 
 class GateError(ssl.SSLCertVerificationError):
@@ -62,7 +81,7 @@ def current_peer() -> Peer | None:
     Returns:
         ``None`` on a plaintext connection, outside a request, or on a server that does not bind.
     """
-    return _peer.get()
+    return _bond.get().peer
 
 
 class Wraps(Protocol):
@@ -76,11 +95,6 @@ class Wraps(Protocol):
         suppress_ragged_eofs: bool = ...,
     ) -> ssl.SSLSocket:
         """Begin a connection."""
-
-
-def current_standing() -> Standing | None:
-    """What the connection that carries the present request stands on; bound with its peer."""
-    return _standing.get()
 
 
 class Gated:
@@ -161,8 +175,7 @@ class GatedObject(Gated, ssl.SSLObject):
     def selected_alpn_protocol(self) -> str | None:
         """Tell the protocol; on the server's side, in the connection's task, bind the peer."""
         if self.server_side and _in_task():
-            _peer.set(self.mesh_peer)
-            _standing.set(self.mesh_standing)
+            _bond.set(Bond(self.mesh_peer, self.mesh_standing))
         return super().selected_alpn_protocol()
 
 

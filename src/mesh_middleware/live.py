@@ -14,18 +14,18 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from asyncio import current_task
 from collections.abc import Awaitable, Callable, Mapping
 from threading import get_ident
 from typing import Any
 
 from .certificates import Peer
-from .gate import current_standing
-from .standing import Standing
+from .gate import Bond
 
 Handle = asyncio.Task[Any]
-Entry = tuple[Peer | None, Mapping[str, Any], Any, Standing | None]
-"""Who sent a request, its scope, the entry of the request that the task was at before, and what
-the connection stands on."""
+Entry = tuple[Bond, Mapping[str, Any], Any]
+"""What is bound to the connection of a request, its scope, and the entry of the request that the
+task was at before."""
 Denied = Callable[[Peer | None, Mapping[str, Any]], bool]
 """Whether a request that was let in would be denied now."""
 
@@ -53,7 +53,7 @@ class LiveRequests:
     def __len__(self) -> int:
         return len(self._live)
 
-    def enter(self, peer: Peer | None, scope: Mapping[str, Any]) -> Handle | None:
+    def enter(self, bond: Bond, scope: Mapping[str, Any]) -> Handle | None:
         """
         Enter a request that the present asyncio task works on from now on; `leave` must follow.
 
@@ -64,18 +64,19 @@ class LiveRequests:
         """
         # Asking a known loop spares the search for the running one, which is half of the cost. The
         # thread tells that it cannot be another loop that runs; one that has ended has no task.
-        task = asyncio.current_task(self._loop) if get_ident() == self._thread else None
+        task = current_task(self._loop) if get_ident() == self._thread else None
         if task is None:
             task = self._find_task()
             if task is None:
                 return None
         # An application may call itself, in the task of the request it answers.
-        self._live[task] = (peer, scope, self._live.get(task), current_standing())
+        live = self._live
+        live[task] = (bond, scope, live.get(task))
         return task
 
     def _find_task(self) -> Handle | None:
         try:
-            task = asyncio.current_task()
+            task = current_task()
         except RuntimeError:
             return None
         if task is not None:
@@ -99,7 +100,7 @@ class LiveRequests:
         return True
 
     async def run_on_trio(
-        self, work: Awaitable[None], peer: Peer | None, scope: Mapping[str, Any]
+        self, work: Awaitable[None], bond: Bond, scope: Mapping[str, Any]
     ) -> None:
         """
         Do the application's work on one request, until it is done or ended.
@@ -111,7 +112,7 @@ class LiveRequests:
         if self._call_soon is None:
             self._call_soon = trio.lowlevel.current_trio_token().run_sync_soon
         with trio.CancelScope() as cancel:
-            self._live[cancel] = (peer, scope, None, current_standing())
+            self._live[cancel] = (bond, scope, None)
             try:
                 await work
             finally:
@@ -138,7 +139,7 @@ class LiveRequests:
 
     def _any_denied(self, entry: Entry | None) -> bool:
         while entry is not None:
-            peer, scope, outer, standing = entry
+            (peer, standing), scope, outer = entry
             # Who only listens sends no bytes at whose coming the connection would end.
             if peer is not None and standing is not None and standing.over():
                 return True

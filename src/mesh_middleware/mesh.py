@@ -15,6 +15,7 @@ import os
 import threading
 import time
 import weakref
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -82,8 +83,8 @@ class Mesh(Calling):
         if settings is not None and (service is not None or options):
             raise ConfigError("give settings, or a service name and options, not both")
         self.settings = settings or load_settings({"service": service, **options})
-        self.counts: dict[Reason, int] = {}
-        self.shadowed: dict[Reason, int] = {}
+        self.counts: defaultdict[Reason, int] = defaultdict(int)
+        self.shadowed: defaultdict[Reason, int] = defaultdict(int)
         self._refusals = Refusals()
         self._transport = transport
         self._plugins = Plugins(plugins, installed=self.settings.plugins)
@@ -389,8 +390,7 @@ class Mesh(Calling):
                     verdict = self._restricted(peer, facts) or verdict
         if not booked:
             return verdict
-        counts, reason = self.counts, verdict.reason
-        counts[reason] = counts.get(reason, 0) + 1
+        self.counts[verdict.reason] += 1
         if not verdict.allowed:
             self._denied(verdict, peer, shadow is not None and shadow(verdict))
         if self._plugins.watches_decisions:
@@ -406,7 +406,7 @@ class Mesh(Calling):
 
     def _denied(self, verdict: Decision, peer: Peer | None, shadowed: bool) -> None:
         if shadowed:
-            self.shadowed[verdict.reason] = self.shadowed.get(verdict.reason, 0) + 1
+            self.shadowed[verdict.reason] += 1
         self._log_denial(verdict, peer, "would deny" if shadowed else "denied")
         if self._watcher is not None and Reason.JWT_INVALID in (verdict.reason, verdict.detail):
             self._watcher.refresh_keys()

@@ -18,12 +18,13 @@ from typing import Any
 from .answers import refusal
 from .certificates import Peer
 from .config import Mode
-from .doors import Door, claim_headers
-from .gate import current_peer, current_standing
+from .doors import Door
+from .gate import UNBOUND, current_bond
 from .intentions import WsgiFacts
 from .mesh import Mesh
 from .servers.guard import SENT
 from .snapshot import Snapshot
+from .standing import Standing
 from .trace import remember_trace
 
 Environ = dict[str, Any]
@@ -73,7 +74,7 @@ class MeshAuthzWSGI:
         """Judge one request."""
         # A caller cannot set this key: what clients send is in the environ under HTTP_ names.
         environ.pop(KEY, None)
-        peer = current_peer() if environ.get("wsgi.url_scheme") == "https" else None
+        peer, standing = current_bond() if environ.get("wsgi.url_scheme") == "https" else UNBOUND
         verdict, *others = (self._door.judge(peer, facts) for facts in _readings(environ))
         verdict = next((other for other in others if not other.passes), verdict)
         if not verdict.passes:
@@ -81,7 +82,7 @@ class MeshAuthzWSGI:
             start_response(f"{status} {responses[status]}", _end_to_end(headers))
             return [body]
         environ[KEY] = verdict.caller
-        for name, value in claim_headers(verdict.caller).items():
+        for name, value in verdict.handed.items():
             key = f"HTTP_{name.upper().replace('-', '_')}"
             environ.pop(key, None)
             if value is not None:
@@ -93,7 +94,7 @@ class MeshAuthzWSGI:
         answer = self.app(environ, start_response)
         if isinstance(answer, list | tuple):
             return answer
-        return _Pieces(answer, self._door, peer, judged)
+        return _Pieces(answer, self._door, peer, standing, judged)
 
 
 class _Pieces:
@@ -107,13 +108,21 @@ class _Pieces:
         answer: the application's.
         door: judged the request, and judges it again.
         peer: who sent it.
+        standing: what its connection stands on.
         environ: as it was judged; the application may have changed its own.
     """
 
-    def __init__(self, answer: Iterable[bytes], door: Door, peer: Peer, environ: Environ) -> None:
+    def __init__(
+        self,
+        answer: Iterable[bytes],
+        door: Door,
+        peer: Peer,
+        standing: Standing | None,
+        environ: Environ,
+    ) -> None:
         self._answer, self._parts = answer, iter(answer)
         self._door, self._peer, self._environ = door, peer, environ
-        self._standing = current_standing()
+        self._standing = standing
         self._snapshot: Snapshot | None = None
         self._begun, self._due = False, 0.0
 

@@ -14,6 +14,7 @@ import pytest
 
 from mesh_middleware.cli.batch import judge
 from mesh_middleware.intentions import AsgiFacts, Normalization, memory, paths, program
+from mesh_middleware.intentions import facts as asked
 from mesh_middleware.intentions.matchers import PathTable
 
 from .support import facts, header, intention, permission, policy, source
@@ -66,6 +67,17 @@ def test_an_l4_verdict_never_touches_the_request() -> None:
     judged = policy(intention(), intention("web", Action="deny"))
     for name in ("api", "web", "else"):
         judged.decide(source(name), None)  # type: ignore[arg-type]
+
+
+def test_what_is_remembered_of_sound_targets_is_bounded() -> None:
+    """Neither many targets nor long ones fill the memory; none that is unsound gets into it."""
+    for number in range(2 * asked.KNOWN_TARGETS):
+        assert scope(f"/books/{number}").sound
+        assert len(asked._known) <= asked.KNOWN_TARGETS
+    for path in ("/" + "x" * asked.KNOWN_LENGTH, "/a#b", "/a b", "/%00", ""):
+        found = scope(path)
+        assert [found.sound, found.sound] == [path.startswith("/xx")] * 2
+        assert path.encode() not in asked._known
 
 
 @pytest.mark.parametrize("kind", ["PathPrefix", "PathRegex"])

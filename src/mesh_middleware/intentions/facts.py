@@ -28,10 +28,25 @@ _RAW_TARGETS = ("RAW_URI", "REQUEST_URI")
 """Keys under which WSGI servers offer the raw target: Gunicorn and Werkzeug, in this order."""
 
 _ABSOLUTE = re.compile(rb"https?://[^/?#]*", re.IGNORECASE)
-_UNESCAPED = re.compile(rb"/[!\"$&->@-~]*")
-_QUERY = re.compile(rb"[!\"$-~]*")
+_is_unescaped = re.compile(rb"/[!\"$&->@-~]*").fullmatch
+_is_plain_query = re.compile(rb"[!\"$-~]*").fullmatch
+
+KNOWN_TARGETS = 1024
+"""Raw paths remembered as sound, none longer than `KNOWN_LENGTH`: a service has few of them."""
+
+KNOWN_LENGTH = 128
+
+_known: set[bytes] = set()
 
 _CGI_HEADERS = {"CONTENT_TYPE": b"content-type", "CONTENT_LENGTH": b"content-length"}
+
+
+def _remember(raw: bytes) -> bool:
+    if len(raw) <= KNOWN_LENGTH:
+        if len(_known) >= KNOWN_TARGETS:
+            _known.clear()
+        _known.add(raw)
+    return True
 
 
 class RequestFacts(ABC):
@@ -78,7 +93,7 @@ class RequestFacts(ABC):
     def odd_query(self) -> bool:
         """Whether the query has ``#``, space, control or non-ASCII bytes: no sound client's."""
         query = self.query
-        return query != b"" and _QUERY.fullmatch(query) is None
+        return query != b"" and _is_plain_query(query) is None
 
     @property
     def sound(self) -> bool:
@@ -196,17 +211,19 @@ class AsgiFacts(RequestFacts):
     @property
     def sound(self) -> bool:
         scope = self.scope
-        raw, query = scope.get("raw_path"), scope["query_string"]
+        raw = scope.get("raw_path")
         # What nearly every request is takes one look.
-        if raw and _UNESCAPED.fullmatch(raw) and (not query or _QUERY.fullmatch(query)):
-            return True
+        if raw in _known or (raw and _is_unescaped(raw) and _remember(raw)):
+            query = scope["query_string"]
+            if not query or _is_plain_query(query):
+                return True
         return RequestFacts.sound.fget(self)  # type: ignore[attr-defined,no-any-return]
 
     @property
     def key(self) -> Hashable:
         scope = self.scope
         query = scope["query_string"]
-        odd = query != b"" and _QUERY.fullmatch(query) is None
+        odd = query != b"" and _is_plain_query(query) is None
         return (scope.get("method"), scope.get("raw_path"), scope["path"], odd)
 
 
