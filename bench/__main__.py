@@ -21,7 +21,7 @@ from typing import NoReturn
 
 from . import door, figures, flips, footprint, load, machine, report, rotation
 from .processes import Processes
-from .rounds import FRAMEWORKS, Rounds, Samples, start
+from .rounds import Rounds, Samples
 from .setting import ROOT, SettingError, Stage
 
 CACHE = ROOT / ".cache" / "bench"
@@ -70,14 +70,8 @@ def _measure(
     samples: Samples = {}
     found: list[figures.Figure] = []
     if options.only != "figures":
-        casts = []
-        for framework in FRAMEWORKS:
-            _tell(f"starting {framework}: limit, mesh and Envoy")
-            casts.append(start(stage, framework))
         share = 0.1 if options.quick else 1.0
-        samples = Rounds(stage, program, casts, share=share, told=_tell).run(options.rounds)
-        for cast in casts:
-            cast.close()
+        samples = Rounds(stage, program, share=share, told=_tell).run(options.rounds)
     if options.only != "rounds":
         found = _figures(stage, program, quick=options.quick)
     return samples, found

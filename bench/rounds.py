@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -26,6 +27,10 @@ ENVOY_THREADS = 2
 
 PINNED: frozenset[Measure] = frozenset({"core", "core_one"})
 """Measures with the server's side on one core, and the load client on another."""
+
+TAKES = 5
+"""Times that all servers are started in one benchmark: where a process happens to lie in memory
+makes it some percent faster or slower for as long as it lives, which no number of rounds shows."""
 
 BUSY_CORES = 0.25
 """Foreign work, in cores, above which a run counts as disturbed."""
@@ -131,7 +136,6 @@ class Rounds:
     Args:
         stage: knows the caller.
         program: the load client.
-        casts: servers that run.
         share: of the usual number of requests, for a quick run.
         told: called with a word on what is being done.
     """
@@ -140,29 +144,45 @@ class Rounds:
         self,
         stage: Stage,
         program: Path,
-        casts: Sequence[Cast],
         *,
         share: float = 1.0,
         told: Callable[[str], None] = lambda text: None,
     ) -> None:
+        self._stage = stage
         self._identity = stage.identity(CALLER)
         self._program = program
-        self._casts = casts
+        self._casts: list[Cast] = []
         self._share = share
         self._told = told
         self.samples: Samples = {}
 
     def run(self, rounds: int) -> Samples:
-        """Run *rounds* rounds."""
-        began = time.monotonic()
-        for number in range(rounds):
-            for cast, measure in self._steps():
-                for kind in _order(number):
-                    sample = self._measure(cast, measure, kind)
-                    self.samples.setdefault((cast.framework, measure, kind), []).append(sample)
-            left = (time.monotonic() - began) / (number + 1) * (rounds - number - 1)
-            self._told(f"round {number + 1} of {rounds}, {left:.0f} s to go")
+        """Run *rounds* rounds, on servers that are started anew `TAKES` times."""
+        began, done = time.monotonic(), 0
+        for take in range(min(TAKES, rounds)):
+            with self._started():
+                for _ in range(take, rounds, TAKES):
+                    self._round(done)
+                    done += 1
+                    left = (time.monotonic() - began) / done * (rounds - done)
+                    self._told(f"round {done} of {rounds}, {left:.0f} s to go")
         return self.samples
+
+    @contextmanager
+    def _started(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            self._casts = []
+            for framework in FRAMEWORKS:
+                self._told(f"starting {framework}: limit, mesh and Envoy")
+                self._casts.append(start(self._stage, framework))
+                stack.callback(self._casts[-1].close)
+            yield
+
+    def _round(self, number: int) -> None:
+        for cast, measure in self._steps():
+            for kind in _order(number):
+                sample = self._measure(cast, measure, kind)
+                self.samples.setdefault((cast.framework, measure, kind), []).append(sample)
 
     def _steps(self) -> Iterator[tuple[Cast, Measure]]:
         for cast in self._casts:
