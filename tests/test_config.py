@@ -303,6 +303,9 @@ def test_only_a_clear_false_turns_verification_off(text: str, verified: bool) ->
         ("unix://", "path"),
         ("http://127.0.0.1:8500?token=x", "query"),
         ("http://127.0.0.1:8500#x", "query"),
+        ("http://bad..name:8500", "label empty"),
+        ("http://127.0.0.1:8500 ", "spaces"),
+        ("http://127.0.0.1:8500\n", "spaces"),
     ],
 )
 def test_address_that_leads_nowhere_is_refused_at_once(agent: str, rule: str) -> None:

@@ -456,9 +456,12 @@ def _check(settings: Settings) -> None:
 def _check_agent(agent: str) -> None:
     # The address is shown in logs and status: a password in it would be, too.
     shown = "(hidden)" if "@" in agent else repr(agent)
+    if not agent.isprintable() or " " in agent:
+        raise ConfigError(f"agent = {shown}: an address has no spaces or control characters")
     try:
         parts = urlsplit(agent)
         host, _ = parts.hostname, parts.port
+        (host or "").encode("idna")
     except ValueError as error:
         raise ConfigError(f"agent = {shown}: no address: {error}") from None
     if parts.scheme not in ("http", "https", "unix"):

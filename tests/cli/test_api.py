@@ -30,6 +30,7 @@ class Answering(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.seen = dict(self.headers)  # type: ignore[attr-defined]
+        self.server.path = self.path  # type: ignore[attr-defined]
         status, body = self.server.answer  # type: ignore[attr-defined]
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
@@ -129,13 +130,71 @@ def test_an_agent_behind_a_socket_file_is_reached(
     assert server.seen["Authorization"].startswith("Basic ")  # type: ignore[attr-defined]
 
 
+def test_a_socket_file_that_is_missing_is_named(run: Run, tmp_path: Path) -> None:
+    """Not the host name that stands for it in HTTP."""
+    code, _, err = run("status", "--agent", f"unix://{tmp_path}/nowhere")
+    assert code == 1 and f"unix://{tmp_path}/nowhere: [Errno 2] No such file" in err
+
+
 @pytest.fixture
-def secure(stack: ExitStack, ca: Ca, tmp_path: Path) -> str:
-    """Address of an agent over TLS, whose CA is in ``ca.pem``."""
+def secure(stack: ExitStack, tmp_path: Path) -> str:
+    """Address of an agent over TLS, named consul.example; its CA is in ``ca.pem``."""
+    ca = Ca()
+    made = ca.leaf(dns=["consul.example"])
+    (tmp_path / "ca.pem").write_text(ca.pem)
+    (tmp_path / "agent.pem").write_text(made.chain_pem + made.key_pem)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    chain, key = ca.server_pair(tmp_path)
-    context.load_cert_chain(chain, key)
-    server = socketserver.TCPServer(("127.0.0.1", 0), Answering)
-    server.socket = context.wrap_socket(server.socket, server_side=True)
+    context.load_cert_chain(tmp_path / "agent.pem")
+    server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Answering)
+    server.socket = context.wrap_socket(
+        server.socket, server_side=True, do_handshake_on_connect=False
+    )
+    server.handle_error = lambda *_: None  # type: ignore[method-assign,misc]  # callers who leave
     prepare(server, 200, b"[]", stack)
     return f"https://127.0.0.1:{server.server_address[1]}"
+
+
+def test_an_agent_over_tls_is_verified(
+    secure: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the CA and under the name that Consul's variables give; the way out is in the line."""
+    code, _, err = run("intention", "list", "--agent", secure)
+    assert code == 1 and "certificate verify failed" in err and "CONSUL_CACERT" in err
+    monkeypatch.setenv("CONSUL_CACERT", str(tmp_path / "ca.pem"))
+    code, _, err = run("intention", "list", "--agent", secure)
+    assert code == 1 and "IP address mismatch" in err
+    monkeypatch.setenv("CONSUL_TLS_SERVER_NAME", "consul.example")
+    assert run("intention", "list", "--agent", secure) == (0, "no intentions\n", "")
+    monkeypatch.delenv("CONSUL_CACERT")
+    monkeypatch.setenv("CONSUL_HTTP_SSL_VERIFY", "false")
+    assert run("intention", "list", "--agent", secure)[0] == 0
+
+
+def test_a_file_for_tls_that_is_missing_is_named(
+    run: Run, monkeypatch: pytest.MonkeyPatch, secure: str
+) -> None:
+    """Which option, and which file."""
+    monkeypatch.setenv("CONSUL_CACERT", "/nowhere/ca.pem")
+    code, out, err = run("status", "--agent", secure)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "ca_file = '/nowhere/ca.pem'" in err and "No such file" in err
+
+
+def test_namespace_and_partition_go_with_every_question(
+    stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the service's own questions do; a Community agent refuses them in its own words."""
+    server = socketserver.TCPServer(("127.0.0.1", 0), Answering)
+    prepare(server, 200, b"[]", stack)
+    monkeypatch.setenv("CONSUL_NAMESPACE", "team")
+    monkeypatch.setenv("CONSUL_PARTITION", "part")
+    with connect(f"127.0.0.1:{server.server_address[1]}") as api:
+        api.get("/v1/connect/intentions", a="b")
+    assert server.path == "/v1/connect/intentions?ns=team&partition=part&a=b"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("address", ["http://bad..name:8500", "http://two words", "http://a\tb"])
+def test_an_address_that_is_none_is_one_line(run: Run, address: str) -> None:
+    """Names that no resolver takes were a traceback."""
+    code, out, err = run("status", "--agent", address)
+    assert (code, out, err.count("\n")) == (2, "", 1)

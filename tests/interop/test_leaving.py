@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 import threading
 from typing import Any
 
@@ -11,7 +13,7 @@ import mesh_middleware
 from mesh_middleware.dev import DevAgent
 from mesh_middleware.dev.http import EMPTY, Answer
 
-from ..support.servers import PATIENCE, until
+from ..support.servers import PATIENCE, clean_environment, until
 
 
 def test_the_end_does_not_cut_a_withdrawal_short(agent: DevAgent) -> None:
@@ -61,3 +63,31 @@ def test_a_registration_that_is_cut_short_is_taken_back(agent: DevAgent) -> None
 def passing(agent: DevAgent) -> bool:
     """Whether the check of instance ``x`` passes."""
     return agent.state.services.checks["mesh:x"].status == "passing"
+
+
+WITHOUT_CLOSE = """
+import sys
+from mesh_middleware import Mesh
+mesh = Mesh("shop", port=7, agent=sys.argv[1]).start()
+assert mesh.ready(10)
+print("ready", flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_an_end_without_close_and_agent_is_one_line(agent: DevAgent) -> None:
+    """An agent's name is looked up no more when the interpreter ends: no traceback of a thread."""
+    address = agent.url.replace("127.0.0.1", "localhost")
+    with subprocess.Popen(
+        [sys.executable, "-c", WITHOUT_CLOSE, address],
+        env=clean_environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        agent.close()
+        _, err = process.communicate("\n", timeout=60)
+    assert process.returncode == 0
+    assert "Traceback" not in err and "deregistration of shop-7: " in err

@@ -9,13 +9,16 @@ it has its own client that blocks and retries; a command tries once.
 from __future__ import annotations
 
 import ssl
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import unquote, urlsplit
 
 import httpx
 
-from ..config import Settings, load_settings
+from ..config import load_settings
+from ..consul.client import agent_context, say_why
 from ..exceptions import (
     AgentAnswerError,
     AgentError,
@@ -38,12 +41,13 @@ class AgentApi:
     One agent, spoken to by a command.
 
     Args:
-        address: base address, ``http://host:port``.
+        address: ``http://host:port``, ``https://host:port`` or ``unix:///file``.
         token: ACL token; never shown.
         auth: ``user:password`` for HTTP Basic; never shown.
         timeout: seconds for one call.
         verify: how an ``https`` agent is verified.
-        transport: another way to the agent than the network.
+        server_name: verified in its certificate, in place of the address's.
+        params: of every question.
     """
 
     def __init__(
@@ -54,17 +58,21 @@ class AgentApi:
         auth: str = "",
         timeout: float = 10.0,
         verify: ssl.SSLContext | bool = True,
-        transport: httpx.BaseTransport | None = None,
+        server_name: str = "",
+        params: Mapping[str, str] | None = None,
     ) -> None:
         self.address = address.rstrip("/")
+        file = unquote(urlsplit(address).path) if address.startswith("unix:") else None
+        self._extensions = {"sni_hostname": server_name} if server_name else {}
         self._client = httpx.Client(
-            base_url=self.address,
+            base_url="http://localhost" if file else self.address,
             headers={"X-Consul-Token": token} if token else {},
+            params=params,
             timeout=timeout,
             auth=_basic(auth),
             verify=verify,
             trust_env=False,
-            transport=transport,
+            transport=httpx.HTTPTransport(uds=file) if file else None,
         )
 
     @property
@@ -133,10 +141,12 @@ class AgentApi:
             AgentAnswerError: a body that is not JSON.
         """
         try:
-            answer = self._client.request(method, path, json=body, params=query)
+            answer = self._client.request(
+                method, path, json=body, params=query, extensions=self._extensions
+            )
         except httpx.HTTPError as error:
             raise AgentUnavailableError(
-                f"no answer from the agent at {self.address}: {error or type(error).__name__}"
+                f"no answer from the agent at {self.address}: {say_why(error)}"
             ) from None
         _check(answer, f"{method} {path}")
         if not answer.content:
@@ -162,37 +172,23 @@ def connect(agent: str | None = None, *, timeout: float = 10.0) -> AgentApi:
     settings = load_settings({"service": "mesh", "agent": address})
     try:
         token = Path(settings.token_file).read_text().strip() if settings.token_file else ""
-        verify = _verify(settings) if settings.agent.startswith("https:") else True
     except (OSError, ValueError) as error:
-        raise ConfigError(f"a file that the settings name cannot be read: {error}") from None
-    address, transport = settings.agent, None
-    if address.startswith("unix://"):
-        transport = httpx.HTTPTransport(uds=address.removeprefix("unix://"))
-        address = "http://localhost"
+        raise ConfigError(f"the token file cannot be read: {error}") from None
+    places = {"ns": settings.namespace, "partition": settings.partition}
     return AgentApi(
-        address,
+        settings.agent,
         token=token or settings.token,
         auth=settings.auth,
         timeout=timeout,
-        verify=verify,
-        transport=transport,
+        verify=agent_context(settings) if settings.agent.startswith("https:") else True,
+        server_name=settings.tls_server_name,
+        params={name: value for name, value in places.items() if value},
     )
 
 
 def _basic(auth: str) -> tuple[str, str] | None:
     user, _, password = auth.partition(":")
     return (user, password) if user else None
-
-
-def _verify(settings: Settings) -> ssl.SSLContext | bool:
-    if not settings.verify_agent:
-        return False
-    context = ssl.create_default_context(
-        cafile=settings.ca_file or None, capath=settings.ca_path or None
-    )
-    if settings.client_cert:
-        context.load_cert_chain(settings.client_cert, settings.client_key)
-    return context
 
 
 def _check(answer: httpx.Response, asked: str) -> None:

@@ -139,8 +139,12 @@ class ConsulClient:
                 f"{self._settings.agent}: no whole answer in time", STALLED
             ) from None
         except OSError as error:
-            reason = str(error) or type(error).__name__
-            raise AgentUnavailableError(f"{self._settings.agent}: {reason}") from error
+            raise AgentUnavailableError(f"{self._settings.agent}: {say_why(error)}") from error
+        except RuntimeError as error:
+            # At the end of the interpreter names are looked up no more, nor threads begun.
+            if "shutdown" not in str(error):
+                raise
+            raise AgentUnavailableError(f"{self._settings.agent}: this process ends") from error
         if _is_foreign(question, head, content):
             kind = head.headers.get("content-type", "no type at all")
             raise AgentAnswerError(f"{self._settings.agent}: no Consul: it answers {_line(kind)}")
@@ -175,6 +179,14 @@ class ConsulClient:
         return [(wire.TOKEN, token)]
 
 
+def say_why(error: Exception) -> str:
+    """Say in one line why the agent was not reached, with the way out where it is ours."""
+    reason = str(error) or type(error).__name__
+    if "CERTIFICATE_VERIFY_FAILED" in reason:
+        reason += "; ca_file, or CONSUL_CACERT, is the file that vouches for the agent"
+    return reason
+
+
 def check_files(settings: Settings) -> None:
     """
     Read the files that TLS with the agent needs, before anything starts.
@@ -183,7 +195,7 @@ def check_files(settings: Settings) -> None:
         ConfigError: one of them cannot be used.
     """
     if urlsplit(settings.agent).scheme == "https":
-        _agent_context(settings)
+        agent_context(settings)
 
 
 def _is_foreign(question: wire.Question, head: Head, content: bytes) -> bool:
@@ -233,11 +245,17 @@ def _way(settings: Settings, transport: httpx.AsyncBaseTransport | None) -> Way:
 
         return TransportWay(transport)
     secure = urlsplit(settings.agent).scheme == "https"
-    context = _agent_context(settings) if secure else None
+    context = agent_context(settings) if secure else None
     return Connections(settings.agent, context, settings.tls_server_name)
 
 
-def _agent_context(settings: Settings) -> ssl.SSLContext:
+def agent_context(settings: Settings) -> ssl.SSLContext:
+    """
+    Make the context of TLS with an ``https`` agent.
+
+    Raises:
+        ConfigError: a file that the settings name cannot be used.
+    """
     try:
         context = ssl.create_default_context(
             cafile=settings.ca_file or None, capath=settings.ca_path or None
