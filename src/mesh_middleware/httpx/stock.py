@@ -1,9 +1,8 @@
 """
-Calling through httpx's own transport: HTTP/2, and loops other than asyncio's.
+Calling through httpx's own transports: HTTP/2, and loops other than asyncio's.
 
-Owns a *lane* for each expected identity, protocol and certificate generation: a stock transport
-whose context only completes handshakes with that identity. A lane of an older generation takes no
-new call and is closed with its last response. Knows nothing of names and instances' choice.
+Owns the sending over a lane, and over another where the server did not process the request; which
+lane is `stock_lanes`' business. Knows nothing of names and instances' choice.
 
 Theory. What a native instance selects in the handshake is what it speaks. A sidecar may stand for
 bytes: Consul's built-in proxy selects ``h2``, whatever the service behind it speaks (seen with
@@ -13,6 +12,7 @@ is also when Envoy would select it.
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -23,70 +23,19 @@ from .carrier import Answer
 from .errors import explain_failure
 from .journey import Journey
 from .library import httpx
+from .stock_lanes import MOST_SENDINGS, Lane, LaneKey, Lanes, Sending
 from .upstreams import MeshLike, sni
 
 
-class _Lane:
-    def __init__(self, transport: Any, generation: int) -> None:
-        self.transport = transport
-        self.generation = generation
-        self.calls = 0
-        self.retired = False
-
-
-class _Lanes:
-    """The lanes of one carrier, counted under a lock: threads share a sync client."""
-
-    def __init__(self, mesh: MeshLike, make: Callable[[ServiceId, bool], Any]) -> None:
-        self._mesh = mesh
-        self._make = make
-        self._lock = threading.Lock()
-        self._lanes: dict[tuple[ServiceId, bool], _Lane] = {}
-        self._draining: set[_Lane] = set()
-
-    def enter(self, journey: Journey) -> tuple[_Lane, _Lane | None]:
-        """Take the current lane; the second value, if any, has to be closed."""
-        key = (journey.attempt.endpoint.expected, _may_speak_http2(journey))
-        generation = self._mesh.generation
-        with self._lock:
-            lane, idle = self._lanes.get(key), None
-            if lane is None or lane.generation != generation:
-                if lane is not None:
-                    idle = self._retire(lane)
-                lane = self._lanes[key] = _Lane(self._make(*key), generation)
-            lane.calls += 1
-            return lane, idle
-
-    def leave(self, lane: _Lane) -> _Lane | None:
-        """Give the lane back; a value returned has to be closed."""
-        with self._lock:
-            lane.calls -= 1
-            if lane.retired and not lane.calls:
-                self._draining.discard(lane)
-                return lane
-        return None
-
-    def _retire(self, lane: _Lane) -> _Lane | None:
-        lane.retired = True
-        if not lane.calls:
-            return lane
-        self._draining.add(lane)
-        return None
-
-    def clear(self) -> list[_Lane]:
-        with self._lock:
-            lanes = [*self._lanes.values(), *self._draining]
-            self._lanes.clear()
-            self._draining.clear()
-            return lanes
-
-
-def _may_speak_http2(journey: Journey) -> bool:
+def _key(journey: Journey) -> LaneKey:
+    endpoint = journey.attempt.endpoint
     told = journey.course.chain.protocol in ("http2", "grpc")
-    return told or journey.attempt.endpoint.kind == "native"
+    if told or endpoint.kind == "native":
+        return LaneKey(endpoint.expected, True, (endpoint.host, endpoint.port))
+    return LaneKey(endpoint.expected, False)
 
 
-def _direct(journey: Journey) -> httpx.Request:
+def _direct(journey: Journey, trace: Any) -> httpx.Request:
     # Same method, headers (Host included) and body; where it goes and how long it may take is
     # ours. An ``sni_hostname`` of the caller would change nothing about who is believed, but is
     # not theirs.
@@ -97,6 +46,7 @@ def _direct(journey: Journey) -> httpx.Request:
     name = sni(endpoint.expected)
     if name is not None:
         extensions["sni_hostname"] = name
+    extensions["trace"] = trace
     extensions["timeout"] = {
         "connect": patience.within(patience.connect),
         "read": patience.within(patience.read),
@@ -112,24 +62,44 @@ def _direct(journey: Journey) -> httpx.Request:
     )
 
 
+def _raise(error: BaseException, sending: Sending, journey: Journey) -> None:
+    """Raise what the end of an attempt means, if that is not *error* itself."""
+    name, endpoint = journey.target.name, journey.attempt.endpoint
+    if isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout)):
+        raise explain_failure(error, name, endpoint) from error
+    journey.outgoing.sent = sending.processed
+    if sending.begun and not sending.processed and isinstance(error, httpx.LocalProtocolError):
+        text = f"{name} at {endpoint.address} refused the stream"
+        raise httpx.RemoteProtocolError(text) from error
+
+
 class StockCarrier:
     """
     Carries calls over `httpx.HTTPTransport`.
 
     Args:
         mesh: gives contexts and generations.
-        options: ``http1``, ``http2`` and ``limits`` of the stock transport.
+        http1: as httpx.
+        limits: as httpx.
     """
 
-    def __init__(self, mesh: MeshLike, **options: Any) -> None:
-        self._lanes = _Lanes(
-            mesh,
-            lambda expected, http2: httpx.HTTPTransport(
-                verify=mesh.client_context(expected),
-                trust_env=False,
-                **{**options, "http2": http2 and options["http2"]},
-            ),
+    def __init__(self, mesh: MeshLike, *, http1: bool, limits: httpx.Limits) -> None:
+        self._mesh, self._http1, self._limits = mesh, http1, limits
+        self._lanes = Lanes(mesh, self._make, limits, shared=False)
+        self._gates: dict[ServiceId, threading.Semaphore] = {}
+
+    def _make(self, key: LaneKey) -> tuple[Any, Any]:
+        context = self._mesh.client_context(key.expected)
+        transport = httpx.HTTPTransport(
+            verify=context, trust_env=False, http1=self._http1, limits=self._limits
         )
+        if not key.http2:
+            return transport, None
+        from .network import Backend, make_pool
+
+        backend = Backend()
+        transport._pool = make_pool(context, backend, self._limits, http1=self._http1)
+        return transport, backend.known
 
     def send(self, journey: Journey) -> Answer:
         """
@@ -139,27 +109,47 @@ class StockCarrier:
             MeshConnectError, MeshConnectTimeout: it could not be reached.
             httpx.TransportError: as httpx.
         """
-        endpoint = journey.attempt.endpoint
-        lane, idle = self._lanes.enter(journey)
-        if idle is not None:
-            idle.transport.close()
-        try:
-            response = lane.transport.handle_request(_direct(journey))
-        except BaseException as error:
-            self._leave(lane)
-            if isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout)):
-                raise explain_failure(error, journey.target.name, endpoint) from error
-            # What httpx has written is not known.
-            journey.outgoing.sent = not isinstance(error, httpx.PoolTimeout)
-            raise
-        stream = _Stream(response.stream, lambda: self._leave(lane))
-        headers = response.headers.raw
+        key, theirs = _key(journey), journey.request.extensions.get("trace")
+        for left in reversed(range(MOST_SENDINGS)):
+            sending = self._enter(key, journey)
+            lane = sending.lane
+
+            def note(event: str, info: dict[str, Any], sending: Sending = sending) -> Any:
+                sending.note(event, info)
+                return theirs(event, info) if theirs else None
+
+            try:
+                response = lane.transport.handle_request(_direct(journey, note))
+                break
+            except BaseException as error:
+                sending.failed(error)
+                self._leave(key, lane)
+                if left and sending.may_repeat(error, journey):
+                    continue
+                _raise(error, sending, journey)
+                raise
+        stream = _Stream(response.stream, lambda: self._leave(key, lane))
+        headers, endpoint = response.headers.raw, journey.attempt.endpoint
         return Answer(response.status_code, headers, stream, response.extensions, endpoint)
 
-    def _leave(self, lane: _Lane) -> None:
-        idle = self._lanes.leave(lane)
-        if idle is not None:
-            idle.transport.close()
+    def _enter(self, key: LaneKey, journey: Journey) -> Sending:
+        most, patience = self._limits.max_connections, journey.patience
+        if key.http2 and most is not None:
+            # A connection each: httpcore's limit would be each lane's own.
+            gate = self._gates.setdefault(key.expected, threading.Semaphore(most))
+            if not gate.acquire(timeout=patience.within(patience.pool)):
+                raise httpx.PoolTimeout(f"{journey.target.name}: no connection became free in time")
+        sending, closed = self._lanes.enter(key)
+        for lane in closed:
+            lane.transport.close()
+        return sending
+
+    def _leave(self, key: LaneKey, lane: Lane) -> None:
+        gate = self._gates.get(key.expected) if key.http2 else None
+        if gate is not None:
+            gate.release()
+        for gone in self._lanes.leave(key, lane):
+            gone.transport.close()
 
     def close(self) -> None:
         """Close every connection."""
@@ -174,25 +164,36 @@ class AsyncStockCarrier:
     Args:
         mesh: gives contexts and generations.
         loop: what the connections belong to.
-        options: ``http1``, ``http2`` and ``limits`` of the stock transport.
+        http1: as httpx.
+        http2: whether HTTP/2 is offered at all.
+        limits: as httpx.
     """
 
-    def __init__(self, mesh: MeshLike, loop: Any, **options: Any) -> None:
+    def __init__(
+        self, mesh: MeshLike, loop: Any, *, http1: bool, http2: bool, limits: httpx.Limits
+    ) -> None:
         # Weak: whoever keeps carriers by their loop must not keep the loop by its carrier.
         self._loop = weakref.ref(loop)
-        self._lanes = _Lanes(
-            mesh,
-            lambda expected, http2: httpx.AsyncHTTPTransport(
-                verify=mesh.client_context(expected),
-                trust_env=False,
-                **{**options, "http2": http2 and options["http2"]},
-            ),
-        )
+        self._mesh, self._http1, self._http2, self._limits = mesh, http1, http2, limits
+        self._lanes = Lanes(mesh, self._make, limits, shared=True)
 
     @property
     def loop(self) -> Any:
         """What the connections belong to; ``None`` when that has ended."""
         return self._loop()
+
+    def _make(self, key: LaneKey) -> tuple[Any, Any]:
+        context = self._mesh.client_context(key.expected)
+        transport = httpx.AsyncHTTPTransport(
+            verify=context, trust_env=False, http1=self._http1, limits=self._limits
+        )
+        if not key.http2:
+            return transport, None
+        from .network import AsyncBackend, make_async_pool
+
+        backend = AsyncBackend(trio=not isinstance(self.loop, asyncio.AbstractEventLoop))
+        transport._pool = make_async_pool(context, backend, self._limits, http1=self._http1)
+        return transport, backend.known
 
     async def send(self, journey: Journey) -> Answer:
         """
@@ -202,40 +203,51 @@ class AsyncStockCarrier:
             MeshConnectError, MeshConnectTimeout: it could not be reached.
             httpx.TransportError: as httpx.
         """
-        endpoint = journey.attempt.endpoint
-        lane, idle = self._lanes.enter(journey)
-        if idle is not None:
-            await idle.transport.aclose()
-        try:
-            response = await lane.transport.handle_async_request(_direct(journey))
-        except BaseException as error:
-            await self._leave(lane)
-            if isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout)):
-                raise explain_failure(error, journey.target.name, endpoint) from error
-            # What httpx has written is not known.
-            journey.outgoing.sent = not isinstance(error, httpx.PoolTimeout)
-            raise
+        key = _key(journey) if self._http2 else LaneKey(journey.attempt.endpoint.expected, False)
+        theirs = journey.request.extensions.get("trace")
+        for left in reversed(range(MOST_SENDINGS)):
+            sending, closed = self._lanes.enter(key)
+            lane = sending.lane
+
+            async def note(event: str, info: dict[str, Any], sending: Sending = sending) -> None:
+                sending.note(event, info)
+                if theirs:
+                    await theirs(event, info)
+
+            try:
+                await _close(closed)
+                response = await lane.transport.handle_async_request(_direct(journey, note))
+                break
+            except BaseException as error:
+                sending.failed(error)
+                await self._leave(key, lane)
+                if left and sending.may_repeat(error, journey):
+                    continue
+                _raise(error, sending, journey)
+                raise
 
         async def leave() -> None:
-            await self._leave(lane)
+            await self._leave(key, lane)
 
         stream = _AsyncStream(response.stream, leave)
-        headers = response.headers.raw
+        headers, endpoint = response.headers.raw, journey.attempt.endpoint
         return Answer(response.status_code, headers, stream, response.extensions, endpoint)
 
-    async def _leave(self, lane: _Lane) -> None:
-        idle = self._lanes.leave(lane)
-        if idle is not None:
-            await idle.transport.aclose()
+    async def _leave(self, key: LaneKey, lane: Lane) -> None:
+        await _close(self._lanes.leave(key, lane))
 
     async def aclose(self) -> None:
         """Close every connection."""
-        for lane in self._lanes.clear():
-            await lane.transport.aclose()
+        await _close(self._lanes.clear())
 
     def retire(self) -> list[AsyncStockCarrier]:
         """Tell what has to be closed later: this, with its connections."""
         return [self]
+
+
+async def _close(lanes: list[Lane]) -> None:
+    for lane in lanes:
+        await lane.transport.aclose()
 
 
 class _Stream(httpx.SyncByteStream):

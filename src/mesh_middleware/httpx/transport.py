@@ -140,7 +140,7 @@ class MeshTransport(httpx.BaseTransport):
         if self._carrier is None:
             mesh, options = self._targets.mesh, self._options
             self._carrier = (
-                StockCarrier(mesh, **options)
+                StockCarrier(mesh, http1=options["http1"], limits=options["limits"])
                 if options["http2"]
                 else SyncCarrier(mesh, options["limits"])
             )

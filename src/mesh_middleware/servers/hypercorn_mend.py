@@ -5,8 +5,8 @@ Owns three repairs. In HTTP/2, bytes that arrive for a stream that has been answ
 ``KeyError``, which ends every other stream of the connection; each refused upload is such a
 stream. And on the trio worker whatever a connection raises ends the whole server: a ``:path`` that
 is not ASCII is enough, from a peer whom no intention allows. And a connection that its peer has
-closed is kept, 50 to 100 KiB each, until it would have been idle for too long. Knows nothing of the
-mesh.
+closed is kept, 50 to 100 KiB each, until it would have been idle for too long. (What is said when a
+connection ends is `hypercorn_ends`'.) Knows nothing of the mesh.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from __future__ import annotations
 import logging
 import sys
 from typing import Any
+
+from .hypercorn_ends import close_in_order, end_in_order
 
 _log = logging.getLogger("mesh_middleware.server")
 
@@ -51,10 +53,12 @@ def mend() -> None:
 
     if not hasattr(H2Protocol, "mesh_mended"):
         _keep_streams(H2Protocol)
+        end_in_order(H2Protocol)
     for name in ("asyncio", "trio"):
         loaded = sys.modules.get(f"hypercorn.{name}.tcp_server")
         if loaded is not None and not hasattr(loaded.TCPServer, "mesh_mended"):
             _forget_closed(loaded.TCPServer)
+            close_in_order(loaded.TCPServer)
             if name == "trio":
                 _outlive_connections(loaded.TCPServer)
 

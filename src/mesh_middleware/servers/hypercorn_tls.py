@@ -3,7 +3,7 @@ Makes ``certfile = keyfile = "mesh"`` mean our context in Hypercorn.
 
 Touches one foreign class: ``Config.create_ssl_context``, which Hypercorn calls in the worker, with
 settings and bind known, before it serves: there the mesh starts; and ``Config.create_sockets``, for
-an address that is taken. (`hypercorn_mend` repairs two more.) A test fails when Hypercorn changes
+an address that is taken. (`hypercorn_mend` repairs some.) A test fails when Hypercorn changes
 what this stands on.
 
 Hypercorn runs WSGI applications by ``loop.run_in_executor``, which copies no context; the loop

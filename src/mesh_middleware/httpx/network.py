@@ -1,0 +1,254 @@
+"""
+The sockets below httpcore, as far as HTTP/2 needs more of them than httpcore gives.
+
+Owns a *backend* for each transport: it dials as httpcore does, and where HTTP/2 was agreed on it
+puts `goaway.Frames` between the socket and httpcore. It makes one such connection and no second:
+what is known about streams holds for that one alone.
+"""
+
+from __future__ import annotations
+
+import ssl
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from .goaway import Frames
+from .library import httpx
+from .pool import retirement
+
+if TYPE_CHECKING or __package__ != "mesh_middleware.httpx2":
+    import httpcore
+else:
+    import httpcore2 as httpcore
+
+LOOK_EVERY = 0.05
+"""Seconds between two looks, after GOAWAY, whether streams were opened that nobody will answer."""
+
+
+class SpentError(httpx.RemoteProtocolError):
+    """The connection takes no more requests; this one was not sent."""
+
+
+class _Known:
+    """What is known of the connection that a backend made."""
+
+    def __init__(self) -> None:
+        self.frames: Frames | None = None
+        self.retire_at = 0.0
+        self._stream: Any = None
+
+    def meet(self, stream: Any, made: Any) -> Any:
+        """Take note of a connection after its handshake; returns what httpcore is to use."""
+        tls = stream.get_extra_info("ssl_object")
+        if tls is None or tls.selected_alpn_protocol() != "h2":
+            return stream
+        self.demand_unspent()
+        self.frames, self.retire_at = Frames(), retirement(tls)
+        self._stream = made(stream, self.frames)
+        return self._stream
+
+    def demand_unspent(self) -> None:
+        """
+        See that there is no connection yet.
+
+        Raises:
+            SpentError: there is.
+        """
+        if self.frames is not None:
+            raise SpentError("the connection takes no more requests")
+
+    def is_quiet(self) -> bool:
+        """Whether nothing came unasked; where it did, the server has probably closed."""
+        return not self._stream.get_extra_info("is_readable")
+
+
+class Backend(httpcore.SyncBackend):
+    """Dials for one transport of threads, which uses its connection for one call at a time."""
+
+    def __init__(self) -> None:
+        self.known = _Known()
+
+    def connect_tcp(self, *args: Any, **options: Any) -> httpcore.NetworkStream:
+        """Connect, as httpcore does."""
+        self.known.demand_unspent()
+        return _Dialled(super().connect_tcp(*args, **options), self.known)
+
+
+class _Wrapped(httpcore.NetworkStream):
+    def __init__(self, stream: httpcore.NetworkStream) -> None:
+        self._stream = stream
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        return self._stream.read(max_bytes, timeout)
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._stream.write(buffer, timeout)
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._stream.get_extra_info(info)
+
+
+class _Dialled(_Wrapped):
+    """Before TLS."""
+
+    def __init__(self, stream: httpcore.NetworkStream, known: _Known) -> None:
+        super().__init__(stream)
+        self._known = known
+
+    def start_tls(self, *args: Any, **options: Any) -> httpcore.NetworkStream:
+        found: httpcore.NetworkStream = self._known.meet(
+            self._stream.start_tls(*args, **options), _Framed
+        )
+        return found
+
+
+class _Framed(_Wrapped):
+    """HTTP/2, for one call at a time."""
+
+    def __init__(self, stream: httpcore.NetworkStream, frames: Frames) -> None:
+        super().__init__(stream)
+        self._frames = frames
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        while True:
+            data = self._stream.read(max_bytes, timeout)
+            if not data:
+                return data
+            if seen := self._frames.take(data) + self._frames.resets():
+                return seen
+
+
+class AsyncBackend(httpcore.AsyncNetworkBackend):
+    """
+    Dials for one transport of an event loop, whose calls share its connection.
+
+    Args:
+        trio: whether that loop is trio's.
+    """
+
+    def __init__(self, *, trio: bool) -> None:
+        self.known = _Known()
+        # As httpcore chooses.
+        self._backend = httpcore.TrioBackend() if trio else httpcore.AnyIOBackend()
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,  # noqa: ASYNC109 - httpcore's signature
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        """Connect, as httpcore does."""
+        self.known.demand_unspent()
+        stream = await self._backend.connect_tcp(host, port, timeout, local_address, socket_options)
+        return _AsyncDialled(stream, self.known)
+
+    async def sleep(self, seconds: float) -> None:
+        """Sleep."""
+        await self._backend.sleep(seconds)
+
+
+class _AsyncWrapped(httpcore.AsyncNetworkStream):
+    def __init__(self, stream: httpcore.AsyncNetworkStream) -> None:
+        self._stream = stream
+
+    async def read(
+        self,
+        max_bytes: int,
+        timeout: float | None = None,  # noqa: ASYNC109 - httpcore's signature
+    ) -> bytes:
+        return await self._stream.read(max_bytes, timeout)
+
+    async def write(
+        self,
+        buffer: bytes,
+        timeout: float | None = None,  # noqa: ASYNC109 - httpcore's signature
+    ) -> None:
+        await self._stream.write(buffer, timeout)
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._stream.get_extra_info(info)
+
+
+class _AsyncDialled(_AsyncWrapped):
+    """Before TLS."""
+
+    def __init__(self, stream: httpcore.AsyncNetworkStream, known: _Known) -> None:
+        super().__init__(stream)
+        self._known = known
+
+    async def start_tls(self, *args: Any, **options: Any) -> httpcore.AsyncNetworkStream:
+        made = await self._stream.start_tls(*args, **options)
+        found: httpcore.AsyncNetworkStream = self._known.meet(made, _AsyncFramed)
+        return found
+
+
+class _AsyncFramed(_AsyncWrapped):
+    """HTTP/2, shared by calls."""
+
+    def __init__(self, stream: httpcore.AsyncNetworkStream, frames: Frames) -> None:
+        super().__init__(stream)
+        self._frames = frames
+
+    async def read(
+        self,
+        max_bytes: int,
+        timeout: float | None = None,  # noqa: ASYNC109 - httpcore's signature
+    ) -> bytes:
+        frames, until = self._frames, None if timeout is None else time.monotonic() + timeout
+        while True:
+            if resets := frames.resets():
+                return resets
+            left = None if until is None else max(0.0, until - time.monotonic())
+            try:
+                data = await self._stream.read(max_bytes, _shorter(left, frames))
+            except httpcore.ReadTimeout:
+                if until is not None and time.monotonic() >= until:
+                    raise
+                continue
+            if not data:
+                return data
+            if seen := frames.take(data):
+                return seen
+
+
+def make_pool(
+    context: ssl.SSLContext, backend: Backend, limits: httpx.Limits, *, http1: bool
+) -> httpcore.ConnectionPool:
+    """Make what httpx makes for HTTP/2, but for the sockets."""
+    return httpcore.ConnectionPool(
+        context, network_backend=backend, **_limits(limits), http1=http1, http2=True
+    )
+
+
+def make_async_pool(
+    context: ssl.SSLContext, backend: AsyncBackend, limits: httpx.Limits, *, http1: bool
+) -> httpcore.AsyncConnectionPool:
+    """Make what httpx makes for HTTP/2, but for the sockets."""
+    return httpcore.AsyncConnectionPool(
+        context, network_backend=backend, **_limits(limits), http1=http1, http2=True
+    )
+
+
+def _limits(limits: httpx.Limits) -> dict[str, Any]:
+    return {
+        "max_connections": limits.max_connections,
+        "max_keepalive_connections": limits.max_keepalive_connections,
+        "keepalive_expiry": limits.keepalive_expiry,
+    }
+
+
+def _shorter(left: float | None, frames: Frames) -> float | None:
+    # One task reads for all: after GOAWAY it must not wait for an answer while another task has
+    # opened a stream that will never have one.
+    if frames.last is None:
+        return left
+    return LOOK_EVERY if left is None else min(left, LOOK_EVERY)

@@ -1,0 +1,231 @@
+"""
+Which of httpx's own transports carries the next call.
+
+Owns the *lanes*: a transport each, whose context completes handshakes with one identity only. A
+lane that takes no new call is closed with its last answer. Waits for nothing, and closes nothing
+itself: what has to be closed is handed back.
+
+Theory. Over HTTP/2 a lane has one connection, and ends before that does: a server that says GOAWAY
+tells which calls it will not process, and some (Hypercorn 0.18) drop even those that they have
+begun. So a lane is left after `MOST_REQUESTS`, as soon as GOAWAY came, and when anything came while
+it was idle; what was not processed is sent again over another. Threads do not share a lane of
+HTTP/2: httpcore's connection is safe for the tasks of one loop only.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ..identity import ServiceId
+from .journey import Journey
+from .library import httpx
+from .upstreams import MeshLike
+
+MOST_REQUESTS = 900
+"""Calls over one HTTP/2 connection: Hypercorn and nginx end it after 1,000."""
+MOST_SENDINGS = 5
+"""Times that one attempt is sent, where the server has processed none of the others."""
+BROKEN = (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError, httpx.LocalProtocolError)
+"""What httpx raises when a connection ends under a request; the last, when its stream was reset."""
+
+_SENT = ("http2.send_request_body.complete", "http2.send_request_body.failed")
+
+
+@dataclass(frozen=True, slots=True)
+class LaneKey:
+    """
+    What calls of one lane have in common.
+
+    Args:
+        expected: who has to answer.
+        http2: whether HTTP/2 is offered.
+        address: of the instance, over HTTP/2: one connection is one instance's.
+    """
+
+    expected: ServiceId
+    http2: bool
+    address: tuple[str, int] | None = None
+
+
+class Lane:
+    """
+    One transport.
+
+    Args:
+        transport: of httpx.
+        known: what is known of its HTTP/2 connection; ``None`` where that is not offered.
+        generation: of leaf and roots when it was made.
+    """
+
+    def __init__(self, transport: Any, known: Any, generation: int) -> None:
+        self.transport = transport
+        self.generation = generation
+        self.calls = self.count = 0
+        self.retired = self.broken = False
+        self.idle_since = 0.0
+        self._known = known
+
+    @property
+    def frames(self) -> Any:
+        """What came over its HTTP/2 connection, if it has one."""
+        return None if self._known is None else self._known.frames
+
+    def is_fit(self, now: float, expiry: float) -> bool:
+        """Whether it may carry one call more."""
+        frames = self.frames
+        if frames is None:
+            return True  # httpcore knows what to do with connections of HTTP/1.1
+        spent = self.broken or frames.last is not None or self.count >= MOST_REQUESTS
+        if spent or now >= self._known.retire_at:
+            return False
+        return self.calls > 0 or (now - self.idle_since < expiry and self._known.is_quiet())
+
+
+class Sending:
+    """
+    A request on a lane: how far it came.
+
+    Args:
+        lane: the lane.
+        idle: whether the lane's connection, an older one, was idle when it came.
+    """
+
+    def __init__(self, lane: Lane, idle: bool) -> None:
+        self.lane = lane
+        self.begun, self._stream = False, 0
+        self._heard: int | None = lane.frames.heard if idle and lane.frames else None
+
+    def note(self, event: str, info: dict[str, Any]) -> None:
+        """Hear what httpcore does; its ``trace`` extension."""
+        if event.endswith(".send_request_headers.started"):
+            self.begun, self._stream = True, info.get("stream_id", 0)
+        elif event == "http2.send_request_headers.complete" and self.lane.frames is not None:
+            self.lane.frames.opened(self._stream)
+        elif event.startswith(_SENT) and self.lane.frames is not None:
+            self.lane.frames.sent(self._stream)
+
+    def failed(self, error: BaseException) -> None:
+        """Leave the lane, if *error* may have been the end of its connection."""
+        self.lane.broken |= isinstance(error, httpx.TransportError)
+
+    @property
+    def processed(self) -> bool:
+        """Whether the server may have processed anything of it."""
+        frames = self.lane.frames
+        return self.begun and (frames is None or frames.processed(self._stream))
+
+    def may_repeat(self, error: BaseException, journey: Journey) -> bool:
+        """
+        Tell whether the request may be sent again, over another connection, after *error*.
+
+        What the server did not process may, whatever its method, unless its body was drawn; and
+        what came to a connection that had been idle, and was gone, if it may arrive twice.
+
+        Source: RFC 9113, 6.8 and 8.7; RFC 9110, 9.2.2.
+        """
+        if not isinstance(error, BROKEN):
+            return False
+        if not self.processed:
+            return not self.begun or journey.outgoing.stream is None
+        frames = self.lane.frames
+        stale = frames is not None and frames.heard == self._heard
+        return stale and journey.outgoing.repeatable
+
+
+class Lanes:
+    """
+    The lanes of one carrier, counted under a lock: threads share a sync client.
+
+    Args:
+        mesh: tells the generation.
+        make: makes a lane's transport, and what is known of its connection.
+        limits: of httpx; how many idle lanes are kept, and how long.
+        shared: whether calls share a lane of HTTP/2.
+        clock: seconds, never going back.
+    """
+
+    def __init__(
+        self,
+        mesh: MeshLike,
+        make: Callable[[LaneKey], tuple[Any, Any]],
+        limits: httpx.Limits,
+        *,
+        shared: bool,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._mesh, self._make, self._clock = mesh, make, clock
+        self._expiry = math.inf if limits.keepalive_expiry is None else limits.keepalive_expiry
+        most = limits.max_keepalive_connections
+        self._most_idle = math.inf if most is None else most
+        self._shared = shared
+        self._lock = threading.Lock()
+        self._lanes: dict[LaneKey, list[Lane]] = {}
+        self._draining: set[Lane] = set()
+
+    def enter(self, key: LaneKey) -> tuple[Sending, list[Lane]]:
+        """Take a lane for one call; the second value has to be closed."""
+        now, generation, closed = self._clock(), self._mesh.generation, list[Lane]()
+        with self._lock:
+            found = None
+            for lane in reversed(self._lanes.get(key, ())):
+                if lane.calls and key.http2 and not self._shared:
+                    continue
+                if lane.generation == generation and lane.is_fit(now, self._expiry):
+                    found = lane
+                    break
+                self._retire(key, lane, closed)
+            if found is None:
+                self._forget_idle(now, closed)
+                found = Lane(*self._make(key), generation)
+                self._lanes.setdefault(key, []).append(found)
+            idle = found.count > 0 and not found.calls
+            found.calls += 1
+            found.count += 1
+            return Sending(found, idle), closed
+
+    def leave(self, key: LaneKey, lane: Lane) -> list[Lane]:
+        """Give the lane back; what is returned has to be closed."""
+        closed: list[Lane] = []
+        with self._lock:
+            lane.calls -= 1
+            lane.idle_since = self._clock()
+            if lane.calls:
+                return closed
+            if lane.retired:
+                self._draining.discard(lane)
+                return [lane]
+            idle = [one for one in self._lanes.get(key, ()) if not one.calls]
+            if len(idle) > self._most_idle:
+                self._retire(key, idle[0], closed)
+        return closed
+
+    def _retire(self, key: LaneKey, lane: Lane, closed: list[Lane]) -> None:
+        lane.retired = True
+        lanes = self._lanes[key]
+        lanes.remove(lane)
+        if not lanes:
+            del self._lanes[key]
+        if lane.calls:
+            self._draining.add(lane)
+        else:
+            closed.append(lane)
+
+    def _forget_idle(self, now: float, closed: list[Lane]) -> None:
+        # Of instances that are gone, or are not called any more.
+        for key, lanes in list(self._lanes.items()):
+            for lane in list(lanes):
+                if not lane.calls and now - lane.idle_since >= self._expiry:
+                    self._retire(key, lane, closed)
+
+    def clear(self) -> list[Lane]:
+        """End: tell all lanes, to be closed."""
+        with self._lock:
+            lanes = [*(lane for each in self._lanes.values() for lane in each), *self._draining]
+            self._lanes.clear()
+            self._draining.clear()
+            return lanes

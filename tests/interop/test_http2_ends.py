@@ -1,0 +1,179 @@
+"""
+Servers that end an HTTP/2 connection after some requests, under many calls at once.
+
+The applications count what they are asked: nothing is lost, and nothing is done twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mesh_middleware import AsyncClient, Client, Mesh
+from mesh_middleware.dev import DevAgent
+from mesh_middleware.resolve import Endpoint, StaticResolver
+
+from ..support.consul import free_ports
+from ..support.servers import Hypercorn, Process, clean_environment
+from .conftest import Serve
+from .upstreams import ENVOY, Agent, _tls, cluster, listener
+
+CALLERS, CALLS = 16, 1000
+HOST = "127.0.0.1"
+
+COUNTING = """
+import asyncio, collections, json
+
+seen = collections.Counter()
+
+
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        while True:
+            event = await receive()
+            await send({"type": event["type"] + ".complete"})
+            if event["type"] == "lifespan.shutdown":
+                return
+    body, more = b"", True
+    while more:
+        event = await receive()
+        if event["type"] == "http.disconnect":
+            return
+        body, more = body + event["body"], event["more_body"]
+    if scope["path"] == "/seen":
+        body = json.dumps(seen).encode()
+    else:
+        seen[scope["path"]] += 1
+        await pause(0.002)
+    head = {"type": "http.response.start", "status": 200, "headers": []}
+    await send(head)
+    await send({"type": "http.response.body", "body": body})
+"""
+ASYNCIO = COUNTING.replace("pause", "asyncio.sleep")
+TRIO = "import trio\n" + COUNTING.replace("pause", "trio.sleep")
+GUARDED = "\nfrom mesh_middleware import MeshAuthz\napp = MeshAuthz(app)\n"
+
+
+def calls(numbers: Iterable[int]) -> Iterator[tuple[str, str, bytes]]:
+    """Half of them are POSTs, which nobody may repeat on suspicion."""
+    for number in numbers:
+        method = "POST" if number % 2 else "GET"
+        yield method, f"https://tax/{number}", str(number).encode() * (number % 2)
+
+
+def call_all(kind: str, mesh: Mesh, count: int = CALLS, **options: Any) -> dict[str, int]:
+    """Make *count* calls, `CALLERS` at once; returns what the application says it has seen."""
+    options = {"mesh": mesh, "http2": True, "timeout": 30, **options}
+    waiting = calls(range(count))
+    if kind == "sync":
+        return _call_from_threads(waiting, options)
+    return asyncio.run(_call_from_tasks(waiting, options))
+
+
+def _call_from_threads(waiting: Iterator[Any], options: dict[str, Any]) -> dict[str, int]:
+    lock = threading.Lock()
+
+    def work(client: Client) -> None:
+        while True:
+            with lock:
+                call = next(waiting, None)
+            if call is None:
+                return
+            method, url, body = call
+            answer = client.request(method, url, content=body)
+            assert (answer.http_version, answer.content) == ("HTTP/2", body)
+
+    with Client(**options) as client, ThreadPoolExecutor(CALLERS) as threads:
+        for done in [threads.submit(work, client) for _ in range(CALLERS)]:
+            done.result(60)
+        return client.get("https://tax/seen").json()  # type: ignore[no-any-return]
+
+
+async def _call_from_tasks(waiting: Iterator[Any], options: dict[str, Any]) -> dict[str, int]:
+    async with AsyncClient(**options) as client:
+
+        async def work() -> None:
+            for method, url, body in waiting:
+                answer = await client.request(method, url, content=body)
+                assert (answer.http_version, answer.content) == ("HTTP/2", body)
+
+        await asyncio.gather(*(work() for _ in range(CALLERS)))
+        return (await client.get("https://tax/seen")).json()  # type: ignore[no-any-return]
+
+
+def each_once(count: int = CALLS) -> dict[str, int]:
+    return {f"/{number}": 1 for number in range(count)}
+
+
+@pytest.fixture
+def order(agent: DevAgent) -> Iterator[Mesh]:
+    """Who calls."""
+    with Mesh("order", agent=agent.url) as mesh:
+        assert mesh.ready(30)
+        yield mesh
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+@pytest.mark.parametrize(("worker", "app"), [("asyncio", ASYNCIO), ("trio", TRIO)])
+def test_connections_that_have_had_their_requests_lose_none(
+    order: Mesh, serve: Serve, kind: str, worker: str, app: str
+) -> None:
+    """Our server says GOAWAY after 30 requests, answers what it has begun, refuses the rest."""
+    serve(app + GUARDED, {"service": "tax"}, keep_alive_max_requests=30, worker_class=worker)
+    assert call_all(kind, order) == each_once()
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_a_hypercorn_without_the_mesh_loses_none(
+    order: Mesh, agent: DevAgent, tmp_path: Path, kind: str
+) -> None:
+    """It drops what it has begun when it ends a connection, after 1,000 requests: left before."""
+    leaf, key, roots = Agent(agent.url).identity(tmp_path, "tax")
+    (port,) = free_ports(1)
+    top = {"bind": f"{HOST}:{port}", "certfile": leaf, "keyfile": key, "ca_certs": roots}
+    text = "".join(f"{name} = {json.dumps(value)}\n" for name, value in top.items())
+    arguments = ("--config", "plain.toml", "app:app")
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "plain.toml").write_text(text)
+    with Hypercorn(tmp_path / "app", ASYNCIO, "", arguments=arguments) as server:
+        server.wait_ready()
+        count = 2500 if kind == "async" else 1000
+        found = call_all(kind, order, count, resolver=at(order, port))
+        assert found == each_once(count)
+
+
+def at(mesh: Mesh, port: int) -> StaticResolver:
+    """Say where tax is."""
+    leaf = mesh.snapshot.leaf
+    assert leaf is not None
+    expected = leaf.id.__class__(leaf.id.trust_domain, leaf.id.namespace, leaf.id.datacenter, "tax")
+    return StaticResolver({"tax": [Endpoint(HOST, port, expected)]})
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_envoy_that_ends_connections_loses_none(
+    order: Mesh, agent: DevAgent, tmp_path: Path, kind: str
+) -> None:
+    """``max_requests_per_connection``: it says GOAWAY, and drains."""
+    tax = _tls(Agent(agent.url).identity(tmp_path, "tax"), alpn_protocols=["h2"])
+    port, behind = free_ports(2)
+    arguments = ("--bind", f"{HOST}:{behind}", "app:app")
+    with Hypercorn(tmp_path / "app", ASYNCIO, "", arguments=arguments) as app:
+        app.wait_ready()
+        public = listener(port, "app", tax)
+        manager = public["filter_chains"][0]["filters"][0]["typed_config"]
+        manager["common_http_protocol_options"] = {"max_requests_per_connection": 30}
+        static = {"listeners": [public], "clusters": [cluster("app", behind)]}
+        (tmp_path / "envoy.json").write_text(json.dumps({"static_resources": static}))
+        options = ["--concurrency", "1", "--disable-hot-restart"]
+        command = [str(ENVOY), "-c", str(tmp_path / "envoy.json"), "-l", "info", *options]
+        with Process(command, tmp_path, clean_environment()) as envoy:
+            envoy.wait_output("starting main dispatch loop")
+            assert call_all(kind, order, resolver=at(order, port)) == each_once()
