@@ -18,6 +18,7 @@ from mesh_middleware.consul.watch import (
     READ_SLACK,
     REFUSED_BACKOFF,
     Cursor,
+    anew,
     answered,
     backoff,
     failed,
@@ -219,6 +220,16 @@ def test_agent_that_cannot_hold_questions_is_polled_for_a_while(way: str) -> Non
     assert again.polls == POLLS, "the next failure of a held question is enough"
     held = answered(cursor, 7, 30.0)
     assert held.broken == 0, "one that was held ends the suspicion"
+
+
+def test_agent_that_comes_and_goes_is_not_polled() -> None:
+    """What broke with the agent says nothing about what is held."""
+    cursor = Cursor(index=7)
+    for _ in range(3 * BROKEN):
+        cursor = anew(failed(cursor, 0.01))
+        assert (cursor.asked, cursor.index) == (0, 7)
+        cursor = answered(cursor, 7, 0.01)
+        assert (cursor.polls, cursor.asked) == (0, 7)
 
 
 def test_polling_compares_indexes_and_never_sends_one() -> None:

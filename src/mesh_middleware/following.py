@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import random
 import time
 from collections.abc import Awaitable, Callable
@@ -91,6 +92,7 @@ class Follower:
         take: Callable[[Answer, bool], None],
         failed: Callable[[MeshError], None] | None = None,
         shift: Shift | None = None,
+        longest: float = math.inf,
     ) -> None:
         """
         Follow what one question asks for.
@@ -101,6 +103,7 @@ class Follower:
             take: is given each answer, and whether the index went backwards with it.
             failed: is told each failure.
             shift: watches that share places at the agent, this one among them.
+            longest: seconds that it may be held, though the settings allow more.
         """
 
         async def ask(cursor: Cursor) -> Answer:
@@ -113,7 +116,7 @@ class Follower:
             take(answer, regressed)
 
         with contextlib.nullcontext() if shift is None else shift.member():
-            await self.follow(name, ask, take_it, failed)
+            await self.follow(name, ask, take_it, failed, longest)
 
     async def scout(self) -> None:
         """While the agent is away, ask whether it is back, for all who wait; for ever."""
@@ -124,16 +127,21 @@ class Follower:
         await self.lookout.scout(ask, lambda knocks: knock_backoff(knocks, random.random()))
 
     async def follow(
-        self, name: str, ask: Ask, take: Take, failed: Callable[[MeshError], None] | None = None
+        self,
+        name: str,
+        ask: Ask,
+        take: Take,
+        failed: Callable[[MeshError], None] | None = None,
+        longest: float = math.inf,
     ) -> None:
         """Follow what *ask* asks for, for ever; as `watch`."""
-        cursor = Cursor(wait=self._settings.wait, block=not self._settings.poll)
+        wait = min(self._settings.wait, longest)
+        cursor = Cursor(wait=wait, block=not self._settings.poll)
         era = self.lookout.era
         while True:
             began = time.monotonic()
             if era != self.lookout.era:
-                # Its index may be another agent's: the present value, as after a failure.
-                era, cursor = self.lookout.era, replace(cursor, failures=cursor.failures or 1)
+                era, cursor = self.lookout.era, watch.anew(cursor)
             try:
                 answer = await self.lookout.attempt(ask(cursor))
                 await take(answer, watch.regressed(cursor.index, answer.index))

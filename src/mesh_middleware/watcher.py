@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import random
 import threading
 from collections.abc import Callable, Coroutine
 from datetime import datetime
@@ -23,6 +24,7 @@ from .config import Settings, near_misses
 from .consul import watch, wire
 from .consul.client import Answer, ConsulClient
 from .consul.intentions import parse_match
+from .consul.lookout import CANARY
 from .consul.rereading import MatchReader
 from .entries import EntryWatch
 from .exceptions import AgentAnswerError, MeshError
@@ -235,7 +237,9 @@ class Watcher:
             self._heard_of(roots.trust_domain)
             _demand_taken(self._belief.take_roots(roots))
 
-        await self.follower.watch("roots", wire.roots_question(), take)
+        # The canary: agents answer it from memory. Not all processes together.
+        longest = CANARY * random.uniform(0.8, 1.2)
+        await self.follower.watch("roots", wire.roots_question(), take, longest=longest)
 
     async def _watch_leaf(self) -> None:
         def take(answer: Answer, regressed: bool) -> None:

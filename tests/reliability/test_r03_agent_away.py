@@ -10,6 +10,8 @@ from collections.abc import Callable
 import pytest
 
 from mesh_middleware import Mesh
+from mesh_middleware.consul.lookout import CANARY, SUSPECT_AFTER
+from mesh_middleware.consul.watch import BROKEN
 from mesh_middleware.dev import DevAgent
 
 from ..support.servers import PATIENCE, until
@@ -22,6 +24,8 @@ RESOURCES = 12
 """As many are asked for by one mesh, at most: each tells its trouble once."""
 HELD = 6
 """Questions of a mesh without upstreams: roots, leaf, intentions and three config entries."""
+CHAINED = 3
+"""More of them once there are upstreams: routers, splitters and resolvers."""
 SPACING = 0.1
 RECOVERY = 5.0
 TOLERANCE = 0.005
@@ -39,12 +43,16 @@ def act(agent: DevAgent, mesh: Mesh, denied: bool) -> float:
 
 
 def all_held(agent: DevAgent, mesh: Mesh) -> bool:
-    """Whether the agent holds all that the mesh asks, the upstreams among them."""
+    """
+    Whether the agent holds all that the mesh asks, the upstreams among them.
+
+    All, not only as many as it was asked: those that begin to wait together are asked one by one.
+    """
     assert mesh._watcher is not None
     asking = mesh._watcher.follower.lookout.asking
     check = agent.state.services.checks.get("mesh:tax-4711")
     passing = check is not None and check.status == "passing"
-    return passing and 3 + len(UPSTREAMS) <= asking == agent.watching
+    return passing and asking == agent.watching == HELD + CHAINED + len(UPSTREAMS)
 
 
 @pytest.mark.timeout(60 + 10 * FLAPS)
@@ -77,8 +85,42 @@ def test_r03_agent_down_half_open_and_up(
             slowest = max(slowest, act(agent, mesh, flap % 2 == 0))
             gaps = [later - before for before, later in itertools.pairwise(tried)]
             assert min(gaps, default=1.0) >= SPACING - TOLERANCE, (mode, gaps)
+            assert "agent_polled" not in mesh.status()["events"], "nothing cuts what is held"
     record_property("slowest_recovery_s", round(slowest, 2))
+    print(f"slowest recovery of {FLAPS}: {slowest:.2f} s")
     assert slowest < RECOVERY
+
+
+def test_r03_connections_that_die_unseen_are_found_out(agent: DevAgent, join: Join) -> None:
+    """
+    For an instant the wire swallows all, when nothing is asked: every held question is lost.
+
+    The agent was never away for anybody who asked. Nothing was due but the canary's answer.
+    """
+    with Wire(agent.url) as wire:
+        mesh = join(wire.url)
+        assert mesh.ready(PATIENCE)
+        until(lambda: agent.watching == HELD, "all questions held")
+        wire.set("swallow")
+        wire.set("pass")
+        assert act(agent, mesh, True) < 1.3 * CANARY + SUSPECT_AFTER + RECOVERY
+        mesh.close()
+
+
+def test_r03_agent_that_restarts_again_and_again_is_not_polled(agent: DevAgent, join: Join) -> None:
+    """Questions break each time, soon after they were asked; but nobody cuts what is held."""
+    with Wire(agent.url) as wire:
+        mesh = join(wire.url)
+        assert mesh.ready(PATIENCE)
+        for _ in range(BROKEN + 1):
+            until(lambda: agent.watching == HELD, "all questions held")
+            wire.attempts.clear()
+            wire.set("reset")
+            until(lambda: wire.attempts, "an attempt in vain")
+            wire.set("pass")
+        assert act(agent, mesh, True) < RECOVERY
+        assert "agent_polled" not in mesh.status()["events"]
+        mesh.close()
 
 
 @pytest.mark.parametrize("kind", ["fail", "busy", "forbid", "stall", "wrong", "truncated"])

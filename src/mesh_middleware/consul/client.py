@@ -102,9 +102,8 @@ class ConsulClient:
             AgentAnswerError: too large, not JSON, or another status than 200 and 404.
         """
         await self.lookout.turn()
-        suspicion = asyncio.get_running_loop().call_later(SUSPECT_AFTER, self.lookout.suspect)
-        if index:
-            suspicion.cancel()
+        due = watch.longest_held(wait) if index else 0.0
+        suspicion = asyncio.get_running_loop().call_later(due + SUSPECT_AFTER, self.lookout.suspect)
         try:
             answer = await self._ask(question, index, wait)
         except AgentUnavailableError as error:

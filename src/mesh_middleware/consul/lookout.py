@@ -10,7 +10,8 @@ upstreams. When the agent is gone they would all knock in turn. So they wait, an
 for all. And a connection that broke without a word (a host that died, a firewall that forgot)
 looks like an agent that holds a question: when the scout has found the agent back, what was asked
 before is asked again. So it is when one question hangs and the scout's, on another connection, is
-answered.
+answered. That one hangs is known soon only of a question that is due soon. So one of those that the
+agent holds all the time is held for seconds, not for minutes: the canary.
 
 Source: reliability.md, R3; Consul reference 1.4, rule 8.
 """
@@ -34,7 +35,9 @@ SCOUT_TIMEOUT = 2.0
 SCOUT_BACKOFF = 2.0
 """Longest wait in seconds between two of them."""
 SUSPECT_AFTER = 2.5
-"""Seconds without an answer to a plain question after which the scout knocks."""
+"""Seconds after which the scout knocks, without an answer that was due."""
+CANARY = 10.0
+"""Seconds that one question of each process is held at the most, more or less."""
 RENEWALS = 3
 RENEW_EVERY = 30.0
 """Everything is asked anew on mere suspicion `RENEWALS` times in so many seconds, at the most."""

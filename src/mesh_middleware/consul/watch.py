@@ -170,6 +170,20 @@ def pace(cursor: Cursor) -> float:
     return PACE if cursor.rapid > BURST else 0.0
 
 
+def longest_held(wait: float) -> float:
+    """Seconds that the agent holds a question at the most: the wait, and Consul's jitter."""
+    return wait * 17 / 16
+
+
 def read_timeout(wait: float) -> float:
-    """Seconds after which a blocking answer is overdue: the wait, Consul's jitter, and slack."""
-    return wait * 17 / 16 + READ_SLACK
+    """Seconds after which a blocking answer is given up: as long as it is held, and slack."""
+    return longest_held(wait) + READ_SLACK
+
+
+def anew(cursor: Cursor) -> Cursor:
+    """
+    Start over with an agent that was away, or is another: its present value is asked for.
+
+    What failed when it went is no sign that something cuts questions that are held.
+    """
+    return replace(cursor, failures=cursor.failures or 1, broken=0)
