@@ -24,7 +24,7 @@ import websockets
 from mesh_middleware.dev import DevAgent, Token
 from mesh_middleware.dev.http import Answer
 
-from ..support.servers import PATIENCE, Hypercorn, mesh_file, until
+from ..support.servers import HELD, PATIENCE, Hypercorn, mesh_file, until
 from .apps import FLASK
 from .callers import HOST, Identity, knock, outsider_context
 from .conftest import Serve
@@ -406,7 +406,7 @@ def test_a_bad_answer_never_replaces_a_good_one(fault: str, agent: DevAgent, ser
     invoice = Identity.of(*agent.issue("invoice"))
     first = knock(server.port(), invoice.pem)
     assert body(first)["calls"] == 1
-    until(lambda: agent.watching >= 3, "roots, leaf and intentions being watched")
+    until(lambda: agent.watching == HELD, "all questions held")
     with agent.faults.begin(fault, "roots") as roots, agent.faults.begin(fault, "leaf") as leaf:
         until(lambda: roots.hits and leaf.hits, f"{roots} and {leaf} to be spoken")
         for calls in (2, 3):

@@ -12,7 +12,7 @@ from mesh_middleware.certificates import check_chain
 from mesh_middleware.dev import DevAgent
 
 from ..support.certs import OTHER_DOMAIN, TRUST_DOMAIN, Ca
-from ..support.servers import PATIENCE, until
+from ..support.servers import HELD, PATIENCE, until
 
 Join = Callable[..., Mesh]
 
@@ -120,7 +120,7 @@ def test_r02_agent_that_is_another_behind_the_same_connections(agent: DevAgent, 
     """
     mesh = join()
     assert mesh.ready(PATIENCE)
-    until(lambda: agent.watching >= 5, "all questions held")
+    until(lambda: agent.watching == HELD, "all questions held")
     rebuilt = DevAgent()
     agent.app.state = rebuilt.state
     agent.faults.begin("fail", "leaf", count=1)

@@ -11,7 +11,7 @@ from mesh_middleware import Mesh, Reason
 from mesh_middleware.consul import watch
 from mesh_middleware.dev import Answer, DevAgent, Request
 
-from ..support.servers import PATIENCE, until
+from ..support.servers import HELD, PATIENCE, until
 from .clock import Clock
 from .test_r04_outage import GET, peer
 
@@ -50,7 +50,7 @@ def test_r05_steps_change_no_answer_and_start_no_loop(agent: DevAgent, join: Joi
     clock = Clock()
     mesh = join(clock=clock)
     assert mesh.ready(PATIENCE)
-    until(lambda: agent.watching >= 3, "all questions held")
+    until(lambda: agent.watching == HELD, "all questions held")
     caller, before = peer(agent, clock), mesh.snapshot
     asked: list[str] = []
 

@@ -21,6 +21,9 @@ from typing import Any, Self
 
 PATIENCE = 30.0
 """Seconds for anything that takes well under one on an idle machine."""
+HELD = 6
+"""Questions of a mesh without upstreams that its agent holds: roots, leaf, intentions and three
+config entries. A fault that is to meet them all waits until they are."""
 
 _RUNNING = re.compile(r"Running on (https?)://(\S+):(\d+) ")
 
