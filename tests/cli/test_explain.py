@@ -355,8 +355,14 @@ def test_no_agent_is_one_line(run: Run) -> None:
         ["api", "GET", "/", "-H", "no colon"],
         ["api", "GET", "/", "--intentions", "/nowhere.json"],
         ["api", "--batch"],
+        ["api", "GET", "/", "--protocol", "quic"],
+        ["api", "GET", "/", "--trust-domain", "two words"],
+        ["", "GET", "/"],
+        ["*", "GET", "/"],
+        ["two words", "GET", "/"],
+        ["a/b/c/d", "GET", "/"],
     ],
-    ids=["few", "default", "reading", "header", "file", "batch"],
+    ids=lambda words: " ".join(words),
 )
 def test_a_wrong_command_line_exits_with_2(run: Run, words: list[str], file: str) -> None:
     """One line on standard error, nothing on standard output."""
@@ -364,6 +370,42 @@ def test_a_wrong_command_line_exits_with_2(run: Run, words: list[str], file: str
         words = [*words, "--intentions", file]
     code, out, err = run("explain", *words)
     assert (code, out, err.count("\n")) == (2, "", 1)
+
+
+@pytest.mark.parametrize(
+    ("option", "content", "said"),
+    [
+        ("--intentions", {}, "names no service"),
+        ("--intentions", "x", "a list of intentions was expected"),
+        ("--intentions", {"Kind": "service-intentions"}, "a list of Sources was expected"),
+        ("--mesh", [], "a config entry of the kind mesh"),
+        ("--mesh", {"Kind": "service-defaults"}, "a config entry of the kind mesh"),
+        ("--mesh", {"RequestNormalization": {}}, "a config entry of the kind mesh"),
+        ("--jwt-providers", [7], "jwt-provider entries"),
+    ],
+)
+def test_a_file_of_something_else_is_a_wrong_command_line(
+    run: Run, tmp_path: Path, option: str, content: Any, said: str, file: str
+) -> None:
+    """What it should hold is told; nothing is judged by half of it."""
+    words = ["api", "GET", "/", option, write(tmp_path, content, "other.json")]
+    if option != "--intentions":
+        words += ["--intentions", file]
+    code, out, err = run("explain", *words)
+    assert (code, out, err.count("\n")) == (2, "", 1) and said in err
+
+
+def test_an_intention_without_a_destination_counts(run: Run, tmp_path: Path) -> None:
+    """Written by hand: left out, its deny would be passed over."""
+    rules = [{"SourceName": "api", "Action": "deny"}]
+    words = ("api", "GET", "/", "--intentions", write(tmp_path, rules), "--default", "allow")
+    assert told(run, *words)["reason"] == "intention_deny"
+
+
+def test_what_a_terminal_would_obey_is_escaped(run: Run, file: str) -> None:
+    """The target may be a stranger's, copied from a log."""
+    _, out, _ = run("explain", "api", "GET", "/\x1b[2J\u00e9", "--intentions", file)
+    assert "\x1b" not in out and "GET /\\x1b[2J\\xc3\\xa9" in out.splitlines()[0]
 
 
 # -- tokens ----------------------------------------------------------------------------------------
@@ -449,7 +491,7 @@ def case(name: str, **fields: Any) -> dict[str, Any]:
     } | fields
 
 
-def batch(cases: str, *words: str) -> list[dict[str, Any]]:
+def batch(cases: str, *words: str, said: str = "") -> list[dict[str, Any]]:
     done = subprocess.run(
         [sys.executable, "-m", "mesh_middleware.cli", "explain", "--batch", *words],
         input=cases.encode("utf-8", "surrogateescape"),
@@ -458,7 +500,7 @@ def batch(cases: str, *words: str) -> list[dict[str, Any]]:
         timeout=60,
         check=True,
     )
-    assert done.stderr == b""
+    assert done.stderr.decode() == said
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
@@ -466,7 +508,8 @@ def test_a_batch_answers_every_line_in_order() -> None:
     """The keys of the issue, and no others; a line that is no case gets an answer, too."""
     admin = {"method": "GET", "target": "/x/..%2fadmin", "headers": [["host", "web"]]}
     lines = [json.dumps(case("a")), "nonsense", json.dumps(case("b", request=admin)), ""]
-    found = batch("\n".join(lines))
+    why = "mesh: line 2 is no case: Expecting value: line 1 column 1 (char 0)\n"
+    found = batch("\n".join(lines), said=why)
     assert [(item["id"], item["allowed"], item["reason"]) for item in found] == [
         ("a", True, "permission_allow"),
         ("", False, "unreadable_case"),
@@ -475,6 +518,60 @@ def test_a_batch_answers_every_line_in_order() -> None:
     keys = {"id", "allowed", "reason", "intention", "permission", "readings"}
     assert all(set(item) == keys for item in found)
     assert (found[0]["intention"], found[0]["permission"], found[0]["readings"]) == (0, 2, [])
+
+
+ODD = {
+    "cut off": '{"id": "x", "intentions": [',
+    "no object": '["id", "x"]',
+    "no JSON": "\udcff\udcfe",
+    "deep": "[" * 100_000,
+    "no intentions": {"intentions": ...},
+    "no trust domain": {"trust_domain": ...},
+    "no request": {"request": ...},
+    "no method": {"request": {"target": "/", "headers": []}},
+    "no byte": {"request": {"method": "GET", "target": "/\u20ac", "headers": []}},
+    "a table of headers": {"request": {"method": "GET", "target": "/", "headers": {"a": "b"}}},
+    "a header of three": {"request": {"method": "GET", "target": "/", "headers": [["a"] * 3]}},
+    "a protocol that is none": {"protocol": "quic"},
+    "a default in words": {"default_allow": "true"},
+    "an id of numbers": {"source_uri": 7},
+}
+
+
+@pytest.mark.parametrize("odd", list(ODD.values()), ids=list(ODD))
+def test_a_line_that_is_no_case_is_denied_and_told(odd: Any) -> None:
+    """Also where the default allows; standard error says which line it was, and why."""
+    if isinstance(odd, dict):
+        made = {**case("x", default_allow=True), **odd}
+        odd = json.dumps({key: value for key, value in made.items() if value is not ...})
+    told: list[tuple[int, str]] = []
+    judge = Batch("strict", clock=time.time, tell=lambda *line: told.append(line))
+    [_, answer] = [json.loads(text) for text in judge.answers([json.dumps(case("1")), odd])]
+    assert (answer["allowed"], answer["reason"]) == (False, "unreadable_case")
+    [(number, why)] = told
+    assert number == 2 and 0 < len(why) <= 200
+
+
+def test_many_lines_that_are_no_cases_are_summed_up() -> None:
+    """A file that is something else does not fill the screen."""
+    lines = [f"mesh: line {n} is no case: a case is a JSON object\n" for n in range(1, 11)]
+    batch("\n".join(["7"] * 1000), said="".join([*lines, "mesh: 1000 lines in all are no cases\n"]))
+
+
+def test_a_closed_standard_input_is_one_line() -> None:
+    """As of a service manager that gives none."""
+    command = f"{sys.executable} -m mesh_middleware.cli explain --batch <&-"
+    done = subprocess.run(
+        command, shell=True, env=clean_environment(), capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "mesh: --batch reads its cases from standard input, which is closed\n"
+
+
+def test_a_batch_takes_lines_that_end_as_on_windows() -> None:
+    """With a carriage return."""
+    [found] = batch(json.dumps(case("a")) + "\r\n\r\n")
+    assert found["allowed"]
 
 
 def test_a_batch_reads_bytes_as_latin_1() -> None:

@@ -33,12 +33,12 @@ from ..intentions import (
 )
 from ..intentions.terms import ReadingName
 from ..intentions.wire import unsound
-
-PROTOCOLS = ("http", "http2", "grpc", "tcp")
-"""Protocols of a service. Source: Consul, service-defaults."""
+from .options import PROTOCOLS
 
 _ID = re.compile(r'"id"\s*:\s*("(?:[^"\\]|\\.)*")')
 _POLICIES = 256
+MAX_TOLD = 200
+"""Most characters that are told of why a line is no case: it may quote the line."""
 
 
 class _UnreadableCaseError(Exception):
@@ -55,21 +55,23 @@ class Batch:
         providers: jwt-providers that intentions may name.
         normalization: the mesh entry's request normalization.
         clock: seconds since the epoch.
+        tell: is given the number of each line that is no case, from 1, and why it is none.
     """
 
     reading: ReadingName
     providers: Sequence[JwtProvider] = ()
     normalization: Normalization = field(default_factory=Normalization)
     clock: Callable[[], float] = field(kw_only=True)
+    tell: Callable[[int, str], None] = field(default=lambda number, why: None, kw_only=True)
     _known: dict[str, Policy] = field(default_factory=dict)
 
     def answers(self, lines: Iterable[str]) -> Iterator[str]:
         """Answer each line that is not blank with one line of JSON."""
-        for line in lines:
+        for number, line in enumerate(lines, 1):
             if line.strip():
-                yield json.dumps(self.answer(line))
+                yield json.dumps(self.answer(line, number))
 
-    def answer(self, line: str) -> dict[str, Any]:
+    def answer(self, line: str, number: int = 1) -> dict[str, Any]:
         """Answer one case; never raises for what the line holds."""
         name = ""
         try:
@@ -80,6 +82,7 @@ class Batch:
             verdict, intentions = self._judge(case)
         except (_UnreadableCaseError, MeshError, ValueError, RecursionError) as error:
             name = name or _guess_name(line)
+            self.tell(number, " ".join(str(error).split())[:MAX_TOLD])
             verdict, intentions = decision(Reason.UNREADABLE_CASE, detail=str(error)), ()
         return {"id": name, **_shown(verdict, intentions)}
 
@@ -101,13 +104,16 @@ class Batch:
             raise _UnreadableCaseError(f"protocol is none of {', '.join(PROTOCOLS)}")
         if not isinstance(trust_domain, str):
             raise _UnreadableCaseError("trust_domain is no text")
-        key = json.dumps([case.get("intentions"), default_allow, protocol, trust_domain])
+        if "intentions" not in case:
+            # Null is what Consul answers where there are none; a misspelt key is no such answer.
+            raise _UnreadableCaseError("intentions is missing")
+        key = json.dumps([case["intentions"], default_allow, protocol, trust_domain])
         policy = self._known.get(key)
         if policy is None:
             if len(self._known) >= _POLICIES:
                 self._known.clear()
             policy = self._known[key] = compile_policy(
-                parse_intentions(case.get("intentions")),
+                parse_intentions(case["intentions"]),
                 service="",
                 trust_domain=trust_domain,
                 default_allow=default_allow,

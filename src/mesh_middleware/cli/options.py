@@ -8,6 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
+PROTOCOLS = ("http", "http2", "grpc", "tcp")
+"""Protocols of a service. Source: Consul, service-defaults."""
+
 Agent = Annotated[
     str | None,
     typer.Option(

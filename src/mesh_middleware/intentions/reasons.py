@@ -222,7 +222,7 @@ ABOUT: dict[Reason, About] = {
         400,
         "The request target has a form that layers read differently or refuse: `#`, NUL, control "
         "or non-ASCII bytes, no leading slash.",
-        "Percent-encode the target.",
+        "Begin the target with a slash, and percent-encode it.",
     ),
     Reason.UNSOUND_HEADER: About(
         400,

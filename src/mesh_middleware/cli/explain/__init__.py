@@ -12,9 +12,12 @@ from typing import Annotated, Any
 
 import typer
 
-from ..options import Agent, AsJson
+from ...exceptions import ConfigError
+from ..options import PROTOCOLS, Agent, AsJson
 
 _READINGS = ("strict", "envoy")
+TOLD_LINES = 10
+"""Lines that are no cases, of which it is told why."""
 
 
 def explain(
@@ -52,7 +55,7 @@ def explain(
         ),
     ] = "strict",
     protocol: Annotated[
-        str | None, typer.Option(metavar="http|tcp", help="The service's protocol.")
+        str | None, typer.Option(metavar="http|http2|grpc|tcp", help="The service's protocol.")
     ] = None,
     trust_domain: Annotated[
         str | None, typer.Option(metavar="NAME", help="Of the mesh, with --intentions.")
@@ -87,6 +90,8 @@ def explain(
 
     _check("--default", default, ("allow", "deny", None))
     _check("--reading", reading, _READINGS)
+    _check("--protocol", protocol and protocol.lower(), (*PROTOCOLS, None))
+    _check_domain(trust_domain)
     providers = given.read_providers(jwt_providers)
     normalization = given.read_normalization(mesh)
     if batch:
@@ -120,6 +125,16 @@ def _check(option: str, value: object, known: tuple[object, ...]) -> None:
         raise typer.BadParameter(f"{option} {value}: {words} is expected")
 
 
+def _check_domain(name: str | None) -> None:
+    from ...exceptions import IdentityError
+    from ...identity import TrustDomain
+
+    try:
+        TrustDomain(name or "some.consul")
+    except IdentityError as error:
+        raise typer.BadParameter(f"--trust-domain {name}: {error}") from None
+
+
 def _answer_lines(reading: Any, providers: Any, normalization: Any) -> int:
     import sys
     import time
@@ -127,14 +142,40 @@ def _answer_lines(reading: Any, providers: Any, normalization: Any) -> int:
     from ...intentions import Normalization
     from ..batch import Batch
 
-    judge = Batch(reading, providers, normalization or Normalization(), clock=time.time)
+    if sys.stdin is None:
+        raise ConfigError("--batch reads its cases from standard input, which is closed")
+    unread = _Unread()
+    judge = Batch(
+        reading, providers, normalization or Normalization(), clock=time.time, tell=unread.tell
+    )
     lines = (line.decode("utf-8", "surrogateescape") for line in sys.stdin.buffer)
     for answer in judge.answers(lines):
         sys.stdout.write(answer + "\n")
         # Whoever waits for this answer before sending the next case shall not wait for ever.
         if _nothing_comes(sys.stdin):
             sys.stdout.flush()
+    unread.sum_up()
     return 0
+
+
+class _Unread:
+    """Tells the first lines that are no cases on standard error, and how many more there were."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def tell(self, number: int, why: str) -> None:
+        import sys
+
+        self._count += 1
+        if self._count <= TOLD_LINES:
+            print(f"mesh: line {number} is no case: {why}", file=sys.stderr)
+
+    def sum_up(self) -> None:
+        import sys
+
+        if self._count > TOLD_LINES:
+            print(f"mesh: {self._count} lines in all are no cases", file=sys.stderr)
 
 
 def _nothing_comes(stream: Any) -> bool:

@@ -81,7 +81,8 @@ def from_file(path: Path, service: str | None, trust_domain: str | None, source:
     except AgentAnswerError as error:
         raise ConfigError(f"{path}: {error}") from None
     name = service or os.environ.get("MESH_SERVICE") or _only_destination(path, intentions)
-    about = [i for i in intentions if i.destination in (name, WILDCARD)]
+    # One that names no destination is about the service of whose file it is.
+    about = [i for i in intentions if i.destination in (name, WILDCARD, "")]
     try:
         return _with_entries(
             Given(
@@ -112,6 +113,8 @@ def _flat(data: object, service: str | None) -> Sequence[Intention]:
         if service is not None and service not in data:
             raise ConfigError(f"the file speaks of {', '.join(data)}, not of {service}")
         lists = [data[service]] if service is not None else list(data.values())
+        if not lists:
+            raise ConfigError("the file names no service: the match endpoint's answer does")
         if len(lists) != 1:
             raise ConfigError(f"the file speaks of {', '.join(data)}: say --service")
         data = lists[0]
@@ -233,8 +236,21 @@ def override(
 
 
 def read_normalization(path: Path | None) -> Normalization | None:
-    """Read the mesh entry of a file; ``None`` when no file is given."""
-    return None if path is None else entries.parse_normalization(rule_files.read(path))
+    """
+    Read the mesh entry of a file; ``None`` when no file is given.
+
+    Raises:
+        ConfigError: the file cannot be read or holds something else.
+    """
+    if path is None:
+        return None
+    entry = rule_files.read(path)
+    if (
+        not isinstance(entry, dict)
+        or entry.get("Kind", "mesh" if "HTTP" in entry else "") != "mesh"
+    ):
+        raise ConfigError(f"{path}: a config entry of the kind mesh is wanted, as a JSON object")
+    return entries.parse_normalization(entry)
 
 
 def read_providers(path: Path | None) -> tuple[JwtProvider, ...] | None:

@@ -40,7 +40,7 @@ def lines(told: Explanation) -> Iterator[str]:
     yield from _block("judged by", [_decider(told), _default(told), _terms(told)])
     yield from _block("readings that deny", _table((n, m) for n, m in told.differing))
     if told.readings:
-        rows = ((r.name, r.path.decode("latin-1"), r.says) for r in told.readings)
+        rows = ((r.name, _plain(r.path), r.says) for r in told.readings)
         yield from _block("how the path can be read", _table(rows))
     yield from _block("permissions, the first that matches decides", _permissions(told))
     if told.losers:
@@ -60,10 +60,14 @@ def _block(title: str, content: Iterable[str]) -> Iterator[str]:
 
 
 def _request(told: Explanation) -> str:
-    method = told.facts.method.decode("latin-1")
-    target = (told.facts.target or b"").decode("latin-1")
+    method, target = _plain(told.facts.method), _plain(told.facts.target or b"")
     what = "connecting" if told.given.protocol == "tcp" else f"{method} {target}"
     return f"{_source(told)} -> {told.given.service}: {what}  ({told.verdict.reason})"
+
+
+def _plain(text: bytes) -> str:
+    """Bytes fit for a terminal: what is not printable ASCII, escaped."""
+    return "".join(chr(b) if 0x20 <= b < 0x7F else f"\\x{b:02x}" for b in text)
 
 
 def _source(told: Explanation) -> str:
@@ -201,8 +205,7 @@ def data(told: Explanation) -> dict[str, Any]:
         "permission": verdict.permission,
         "readings": [{"name": name, "meaning": meaning} for name, meaning in told.differing],
         "paths": [
-            {"reading": r.name, "path": r.path.decode("latin-1"), "says": r.says}
-            for r in told.readings
+            {"reading": r.name, "path": _plain(r.path), "says": r.says} for r in told.readings
         ],
         "permissions": [
             {"index": a.index, "words": a.text, "matches": list(a.matches), "why": a.why}

@@ -182,7 +182,12 @@ def _uri(source: str, trust_domain: str) -> str:
         raise typer.BadParameter(f"{source!r}: [[PARTITION/]NAMESPACE/]SERVICE is expected")
     namespace = above.pop() if above else "default"
     partition = f"/ap/{above[0]}" if above and above[0] != "default" else ""
-    return f"spiffe://{trust_domain}{partition}/ns/{namespace}/dc/dc1/svc/{name}"
+    uri = f"spiffe://{trust_domain}{partition}/ns/{namespace}/dc/dc1/svc/{name}"
+    try:
+        parse_spiffe_id(uri)
+    except IdentityError as error:
+        raise typer.BadParameter(f"{source!r} is no name of a service: {error}") from None
+    return uri
 
 
 def _candidates(policy: Policy, uri: str) -> Candidates | None:
