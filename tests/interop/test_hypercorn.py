@@ -339,3 +339,29 @@ def test_an_exempt_path_needs_no_identity(agent: DevAgent, serve: Serve) -> None
     invoice = caller(agent)
     assert body(knock(server.port(), invoice.pem, path="/open"))["peer"] == invoice.uri
     assert body(knock(server.port(), invoice.pem))["calls"] == 3
+
+
+COLLECTED = """
+import gc
+
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from mesh_middleware import MeshAuthz
+
+
+async def heap(request):
+    return JSONResponse([gc.get_freeze_count(), len(gc.get_objects())])
+
+
+app = Starlette(routes=[Route("/heap", heap)])
+app.add_middleware(MeshAuthz)
+"""
+
+
+def test_the_collector_is_spared_what_a_worker_has_loaded(agent: DevAgent, serve: Serve) -> None:
+    """Nearly all there is was there before the first request: no collection looks at it again."""
+    server = serve(COLLECTED)
+    kept, looked_at = body(knock(server.port(), caller(agent).pem, path="/heap"))
+    assert kept > 10 * looked_at
