@@ -299,6 +299,44 @@ def _begun(where: Any) -> socket.socket:
     return sock
 
 
+def test_tls_is_agreed_on_for_this_version_of_http(ca: Ca) -> None:
+    """An agent behind a proxy that prefers HTTP/2 is told that we speak another."""
+    context = plain_context("server", [ca], ca.leaf("agent"), verify_mode=ssl.CERT_NONE)
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    agreed: list[str] = []
+
+    async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        agreed.append(writer.get_extra_info("ssl_object").selected_alpn_protocol())
+        await answering(OK)(reader, writer)
+
+    async def scenario() -> None:
+        async with Server(converse, context) as server:
+            trusting = ssl.create_default_context(cadata=ca.pem)
+            trusting.check_hostname = False
+            way = Connections(server.url, trusting)
+            assert (await ask(way))[1] == b"ok"
+            assert agreed == ["http/1.1"]
+            await way.close()
+
+    run(scenario)
+
+
+def test_connections_are_kept_alive_by_the_kernel() -> None:
+    """A host that died without a word is noticed before the end of a wait of minutes."""
+
+    async def scenario() -> None:
+        async with Server(answering(OK)) as server:
+            way = Connections(server.url)
+            await ask(way)
+            (connection,) = way._open
+            sock = connection._transport.get_extra_info("socket")
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL) == 5
+            await way.close()
+
+    run(scenario)
+
+
 def test_host_of_the_address_is_told() -> None:
     """With its port, and IPv6 in brackets; the usual port goes without saying."""
     hosts = {
