@@ -27,6 +27,7 @@ from mesh_middleware.exceptions import (
 )
 
 from .support.certs import Ca, plain_context
+from .support.listening import close_server
 
 CANARY = "c4n4ry-0000-53cr3t"
 PATIENCE = 10.0
@@ -108,7 +109,7 @@ async def agent(*replies: Reply, tls: ssl.SSLContext | None = None) -> AsyncIter
     try:
         yield made
     finally:
-        server.close()
+        await close_server(server)
         await made.end()
 
 
@@ -230,7 +231,7 @@ def test_unix_socket_is_spoken_to_as_localhost(tmp_path: Path) -> None:
         async with client(f"unix://{tmp_path}/a%20b.sock") as asking:
             assert (await asking.ask(QUESTION)).body == 1
         assert "Host: localhost" in made.heads[0]
-        server.close()
+        await close_server(server)
         await made.end()
 
     run(scenario())

@@ -38,6 +38,7 @@ from .support.certs import (
     service_uri,
 )
 from .support.handshakes import Ends
+from .support.listening import close_server
 
 PATIENCE = 10.0
 TAX = parse_service_id(service_uri("tax"))
@@ -911,7 +912,7 @@ def test_asyncio_server_never_calls_its_handler_for_a_refused_caller(ca: Ca) -> 
                 writer.close()
             except (ssl.SSLError, ConnectionError):
                 pass
-        server.close()
+        await close_server(server)
         await server.wait_closed()
         assert handled == [service_uri("order")]
 

@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Literal, Self
 from urllib.parse import urlsplit
 
+from .listening import close_server
+
 Mode = Literal["pass", "reset", "swallow"]
 """Relay; reset every connection at once; take everything and say nothing, for good."""
 
@@ -96,7 +98,7 @@ class Wire:
             self.url = f"{'https' if self._tls else 'http'}://127.0.0.1:{port}"
         self._ready.set()
         await self._stop.wait()
-        server.close()
+        await close_server(server)
         for _ in range(5):
             # Once more: what was accepted a moment ago begins in the next rounds of the loop, in
             # which transports close, too.

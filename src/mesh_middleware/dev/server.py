@@ -61,6 +61,19 @@ def _is_local_name(host: bytes) -> bool:
     return True
 
 
+async def stop_accepting(descriptor: int) -> None:
+    """
+    Accept nothing more on a listening socket, and let begin what was accepted already.
+
+    To be called before an asyncio server is closed: a connection that it accepts in that moment
+    would be lost, and its socket be closed by the collector, if ever.
+
+    Source: https://github.com/python/cpython/issues/109564.
+    """
+    asyncio.get_running_loop().remove_reader(descriptor)
+    await asyncio.sleep(0)
+
+
 class AgentServer:
     """
     Serves an app from a thread of its own.
@@ -156,12 +169,18 @@ class AgentServer:
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
         config = Config()
-        config.bind = [f"fd://{listening.detach()}"]
+        descriptor = listening.detach()
+        config.bind = [f"fd://{descriptor}"]
         config.errorlog = None
         config.graceful_timeout = 1.0
         config.keep_alive_timeout = 600.0  # Consul closes no idle connection either
         serving: Callable[..., Any] = self._guarded
-        await serve(serving, config, shutdown_trigger=self._stop.wait)
+        await serve(serving, config, shutdown_trigger=lambda: self._stopped(descriptor))
+
+    async def _stopped(self, descriptor: int) -> None:
+        assert self._stop is not None
+        await self._stop.wait()
+        await stop_accepting(descriptor)
 
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
