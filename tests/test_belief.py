@@ -11,8 +11,7 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from mesh_middleware import belief as belief_module
-from mesh_middleware.belief import KEPT_NOTES, Belief
+from mesh_middleware.belief import KEPT_NOTES, SECOND_LOOK, Belief
 from mesh_middleware.certificates import KeyPair, Roots
 from mesh_middleware.config import Settings
 from mesh_middleware.identity import ServiceId
@@ -43,12 +42,13 @@ class Held:
     """A belief and what it told."""
 
     def __init__(self, **options: object) -> None:
-        self.clock = Clock()
+        self.clock, self.seconds = Clock(), 0.0
         self.swaps: list[tuple[Snapshot, Snapshot]] = []
         self.belief = Belief(
             dataclasses.replace(Settings("tax"), **options),
             self.clock,
             lambda old, new: self.swaps.append((old, new)),
+            lambda: self.seconds,
         )
 
     @property
@@ -266,23 +266,24 @@ def test_doubt_is_not_dispelled_by_asking_again_at_once(denying: Held) -> None:
     assert denying.notes == ["denies_vanished"]
 
 
-def test_second_equal_answer_is_believed(denying: Held, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Told twice, far enough apart, it is the new truth."""
+def test_second_equal_answer_is_believed(denying: Held) -> None:
+    """Told twice, far enough apart, it is the new truth; a moment earlier it is not."""
     assert not denying.belief.take_intentions((), regressed=True)
-    monkeypatch.setattr(belief_module, "SECOND_LOOK", 0.0)
+    denying.seconds += SECOND_LOOK - 0.001
+    assert not denying.belief.take_intentions((), regressed=False)
+    denying.seconds += 0.001
     assert denying.belief.take_intentions((), regressed=False)
     assert reason(denying) is Reason.DEFAULT_ALLOW
 
 
-def test_second_answer_that_differs_is_doubted_anew(
-    denying: Held, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_second_answer_that_differs_is_doubted_anew(denying: Held) -> None:
     """While a cluster is being restored each answer may lack something else."""
-    monkeypatch.setattr(belief_module, "SECOND_LOOK", 0.0)
     web = Intention("web", "tax", True)
     assert not denying.belief.take_intentions((), regressed=True)
+    denying.seconds += SECOND_LOOK
     assert not denying.belief.take_intentions((web,), regressed=False)
     assert reason(denying) is Reason.INTENTION_DENY
+    denying.seconds += SECOND_LOOK
     assert denying.belief.take_intentions((web,), regressed=False)
     assert reason(denying) is Reason.DEFAULT_ALLOW
 

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 
 from mesh_middleware.config import Settings, load_settings
-from mesh_middleware.consul import client as client_module
 from mesh_middleware.consul.client import Answer, ConsulClient
 from mesh_middleware.consul.wire import Question
 from mesh_middleware.exceptions import (
@@ -25,6 +24,7 @@ from mesh_middleware.exceptions import (
     AgentUnavailableError,
     ConfigError,
 )
+from mesh_middleware.rhythm import USUAL, Rhythm
 
 from .support.certs import Ca, plain_context
 from .support.listening import close_server
@@ -114,9 +114,10 @@ async def agent(*replies: Reply, tls: ssl.SSLContext | None = None) -> AsyncIter
 
 
 @contextlib.asynccontextmanager
-async def client(url: str, **options: Any) -> AsyncIterator[ConsulClient]:
+async def client(url: str, rhythm: Rhythm = USUAL, **options: Any) -> AsyncIterator[ConsulClient]:
     """A client of the agent at *url*."""
-    made = ConsulClient(load_settings({"service": "tax", "agent": url, **options}, environ={}))
+    settings = load_settings({"service": "tax", "agent": url, **options}, environ={})
+    made = ConsulClient(settings, rhythm=rhythm)
     try:
         yield made
     finally:
@@ -452,29 +453,24 @@ def test_endless_answer_is_given_up_at_the_limit() -> None:
 
 @pytest.mark.parametrize("reply", [_silent, _dripping], ids=lambda reply: reply.__name__)
 @pytest.mark.parametrize("index", [0, 7])
-def test_answer_that_does_not_come_in_time_is_given_up(
-    monkeypatch: pytest.MonkeyPatch, reply: Reply, index: int
-) -> None:
+def test_answer_that_does_not_come_in_time_is_given_up(reply: Reply, index: int) -> None:
     """A half-open connection, and one that drips a byte now and then, end in bounded time."""
-    monkeypatch.setattr(client_module, "ANSWER_TIMEOUT", 0.3)
-    monkeypatch.setattr(client_module.watch, "READ_SLACK", 0.2)
+    hasty = Rhythm(answer_timeout=0.3, read_slack=0.2)
 
     async def scenario() -> None:
-        async with agent(reply) as running, client(running.url) as asking:
+        async with agent(reply) as running, client(running.url, hasty) as asking:
             with pytest.raises(AgentUnavailableError):
                 await asyncio.wait_for(asking.ask(QUESTION, index=index, wait=0.1), 3.0)
 
     run(scenario())
 
 
-def test_held_answer_that_drips_is_given_up_like_any_other(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_held_answer_that_drips_is_given_up_like_any_other() -> None:
     """Five minutes are for the agent's silence, not for a body that has begun to come."""
-    monkeypatch.setattr(client_module, "ANSWER_TIMEOUT", 0.3)
+    hasty = Rhythm(answer_timeout=0.3)
 
     async def scenario() -> None:
-        async with agent(_dripping) as running, client(running.url) as asking:
+        async with agent(_dripping) as running, client(running.url, hasty) as asking:
             with pytest.raises(AgentUnavailableError) as caught:
                 await asyncio.wait_for(asking.ask(QUESTION, index=7, wait=300.0), 3.0)
             assert caught.value.code == "agent_stalled"

@@ -18,10 +18,12 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from mesh_middleware import Mesh, ServiceId, entries
+from mesh_middleware import Mesh, ServiceId
 from mesh_middleware.certificates import Peer
 from mesh_middleware.dev import DevAgent
+from mesh_middleware.entries import PREPARE
 from mesh_middleware.intentions import Decision, HttpFacts
+from mesh_middleware.rhythm import Rhythm
 from mesh_middleware.snapshot import Snapshot
 
 from .support.consul import RealConsul
@@ -134,11 +136,13 @@ def demand(agent: DevAgent, entry: dict[str, Any]) -> None:
     agent.put_entry({"Kind": "service-intentions", "Name": "tax", "Sources": [source], "JWT": jwt})
 
 
-def join_demanding(agent: DevAgent, join: Callable[..., Mesh], entry: dict[str, Any]) -> Mesh:
+def join_demanding(
+    agent: DevAgent, join: Callable[..., Mesh], entry: dict[str, Any], **options: Any
+) -> Mesh:
     """Start tax, which demands a token of okta and has okta's keys."""
     agent.set_protocol("tax", "http")
     demand(agent, entry)
-    mesh = join()
+    mesh = join(**options)
     assert mesh.wait_for(lambda s: providers(s) == 1, PATIENCE)
     return mesh
 
@@ -194,7 +198,7 @@ def test_no_request_is_judged_before_the_protocol_is_known(
     fault = mesh_agent.faults.begin("stall", "/v1/config/service-defaults")
     with Mesh("tax", agent=mesh_agent.url, plugins=()) as mesh:
         assert mesh.wait_for(lambda s: s.joined and s.default_allow is not None, PATIENCE)
-        assert not mesh.wait_for(lambda s: s.policy is not None, entries.PREPARE + 0.5)
+        assert not mesh.wait_for(lambda s: s.policy is not None, PREPARE + 0.5)
         assert decide(mesh).reason == "no_policy"
         fault.end()
         assert mesh.ready(PATIENCE)
@@ -282,11 +286,10 @@ def test_remote_keys_are_fetched_ahead_and_roll_over(
     mesh_agent: DevAgent,
     join: Callable[..., Mesh],
     issuer: Issuer,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A token by a new key has the keys read again early, long before they are due."""
-    monkeypatch.setattr(entries, "REFRESH_EVERY", 0.05)
-    mesh = join_demanding(mesh_agent, join, issuer.remote(CacheDuration="1h"))
+    remote, hasty = issuer.remote(CacheDuration="1h"), Rhythm(keys_every=0.05)
+    mesh = join_demanding(mesh_agent, join, remote, rhythm=hasty)
     assert decide(mesh, issuer.token()).allowed
     asked, old = issuer.asked, issuer.token()
     issuer.roll()
@@ -323,15 +326,12 @@ def test_keys_that_cannot_be_read_deny_and_old_ones_stay(
     mesh_agent: DevAgent,
     join: Callable[..., Mesh],
     issuer: Issuer,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Before the first answer no token counts; afterwards an address that is away costs nothing."""
-    monkeypatch.setattr(entries, "FIRST_RETRY", 0.05)
-    monkeypatch.setattr(entries, "LAST_RETRY", 0.05)
     answer, issuer.answer = issuer.answer, lambda: b""
     mesh_agent.set_protocol("tax", "http")
     demand(mesh_agent, issuer.remote(CacheDuration="1s"))
-    mesh = join()
+    mesh = join(rhythm=Rhythm(keys_retry=0.05, keys_retry_most=0.05))
     until(lambda: mesh.status()["events"].get("jwt_keys_unread"), "the note")
     assert decide(mesh, issuer.token()).reason == "jwt_no_keys"
     issuer.answer = answer

@@ -18,8 +18,8 @@ LAYERS = [
     # values and rules
     "exceptions identity intentions certificates snapshot trace pauses misspelling",
     # shapes
-    "config consul.wire consul.watch consul.intentions consul.pieces consul.entries consul.chains"
-    " consul.rereading consul.providers consul.conditions",
+    "config rhythm consul.wire consul.watch consul.intentions consul.pieces consul.entries"
+    " consul.chains consul.rereading consul.providers consul.conditions",
     # edges
     "consul.connections consul.transport consul.client consul.defaults consul.lookout"
     " consul.shifts tls gate standing resolve resolve_dns routing keepsake jwks",

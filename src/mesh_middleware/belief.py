@@ -46,6 +46,7 @@ class Belief:
         settings: service name and reading of this mesh.
         now: this moment, aware UTC.
         swapped: called after each swap with the old and the new snapshot.
+        clock: monotonic seconds.
     """
 
     def __init__(
@@ -53,13 +54,14 @@ class Belief:
         settings: Settings,
         now: Callable[[], datetime],
         swapped: Callable[[Snapshot, Snapshot], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.snapshot = Snapshot()
         self.generation = Generation()
         self.notes: deque[tuple[datetime, str, str]] = deque(maxlen=KEPT_NOTES)
         self.events: Counter[str] = Counter()
         self._settings = settings
-        self._now = now
+        self._now, self._clock = now, clock
         self._swapped = swapped
         self._trust = Trust()
         self._probed = False
@@ -136,7 +138,7 @@ class Belief:
         Returns:
             ``False`` when they are doubted and have to be asked for again after `SECOND_LOOK`.
         """
-        moment = time.monotonic()
+        moment = self._clock()
         known = self.snapshot.intentions
         if known == told:
             self._doubted, self._told_under = None, self.trust_domain

@@ -24,6 +24,7 @@ from .consul.watch import Cursor
 from .exceptions import AgentAnswerError, AgentRefusedError, MeshError
 from .following import Follower, wait_at_most
 from .intentions import Intention
+from .rhythm import USUAL, Rhythm
 from .snapshot import Conditions
 
 if TYPE_CHECKING:
@@ -37,13 +38,8 @@ _log = logging.getLogger("mesh_middleware.watch")
 PROVIDER = "jwt-provider"
 UNKNOWN_EVERY = 60.0
 """Seconds between questions for a kind that the agent does not know: it may be replaced."""
-FIRST_RETRY = 1.0
-LAST_RETRY = 60.0
-"""Seconds between attempts to read keys that cannot be read, first and longest, before jitter."""
 PREPARE = 1.0
 """Seconds the first intentions wait for providers and keys, so that a start denies nobody."""
-REFRESH_EVERY = 10.0
-"""Seconds between early readings of keys, which any caller with a bad token can ask for."""
 
 _TELL_PROTOCOL = ("service-defaults", "proxy-defaults")
 """Refused, they do not count as absent: that would mean tcp, on which no token is asked for."""
@@ -63,6 +59,7 @@ class EntryWatch:
         note: is told, under a stable code, what people should know.
         spawn: starts a task of the watcher.
         transport: carries the questions for keys; a network transport unless given.
+        rhythm: how often keys are read.
     """
 
     def __init__(
@@ -74,11 +71,12 @@ class EntryWatch:
         note: Callable[[str, str], None],
         spawn: Spawn,
         transport: httpx.AsyncBaseTransport | None = None,
+        rhythm: Rhythm = USUAL,
     ) -> None:
         self.told, self._changed = asyncio.Event(), asyncio.Event()
         self._client, self._follower = client, follower
         self._publish_it, self._note, self._spawn = publish, note, spawn
-        self._transport = transport
+        self._transport, self._rhythm = transport, rhythm
         self._fixed = {
             "service-defaults": service,
             "proxy-defaults": "global",
@@ -245,7 +243,8 @@ class EntryWatch:
             except KeysError as error:
                 failures += 1
                 self._note("jwt_keys_unread", f"{name}: {error}")
-                longest = min(LAST_RETRY, FIRST_RETRY * 2.0 ** min(failures - 1, 10))
+                first, most = self._rhythm.keys_retry, self._rhythm.keys_retry_most
+                longest = min(most, first * 2.0 ** min(failures - 1, 10))
                 pause = longest * (0.5 + random.random() / 2)
             else:
                 failures, pause = 0, source.every
@@ -256,7 +255,7 @@ class EntryWatch:
 
     async def _until(self, pause: float, early: asyncio.Event) -> None:
         """Wait *pause* seconds, or until keys are wanted early; never less than is decent."""
-        decent = min(pause, REFRESH_EVERY)
+        decent = min(pause, self._rhythm.keys_every)
         await asyncio.sleep(decent)
         await wait_at_most(early, pause - decent)
         early.clear()

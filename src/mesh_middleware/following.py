@@ -25,6 +25,7 @@ from .consul.lookout import AgentReturnedError, knock_backoff
 from .consul.shifts import Shift
 from .consul.watch import Cursor
 from .exceptions import AgentRefusedError, AgentUnavailableError, MeshError
+from .rhythm import USUAL, Rhythm
 
 _log = logging.getLogger("mesh_middleware.watch")
 
@@ -63,6 +64,8 @@ class Follower:
         recovered: called when something that failed works again.
         note: is told, under a stable code, what people should know.
         count: is told the code of each trouble, once.
+        rhythm: how long is waited after a failure.
+        clock: monotonic seconds.
     """
 
     def __init__(
@@ -74,6 +77,9 @@ class Follower:
         recovered: Callable[[], None],
         note: Callable[[str, str], None] = lambda code, detail: None,
         count: Callable[[str], None] = lambda code: None,
+        *,
+        rhythm: Rhythm = USUAL,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.lookout = client.lookout
         self.troubles: dict[str, str] = {}
@@ -84,6 +90,7 @@ class Follower:
         self._joined = joined
         self._recovered = recovered
         self._note, self._count = note, count
+        self._rhythm, self._clock = rhythm, clock
 
     async def watch(
         self,
@@ -139,7 +146,7 @@ class Follower:
         cursor = Cursor(wait=wait, block=not self._settings.poll)
         era = self.lookout.era
         while True:
-            began = time.monotonic()
+            began = self._clock()
             if era != self.lookout.era:
                 era, cursor = self.lookout.era, watch.anew(cursor)
             try:
@@ -147,7 +154,7 @@ class Follower:
                 await take(answer, watch.regressed(cursor.index, answer.index))
                 self.well(name)
                 self._compare_clocks(answer)
-                took = time.monotonic() - began
+                took = self._clock() - began
                 cursor = self._told(name, cursor, watch.answered(cursor, answer.index, took))
                 pause = self._pause(cursor)
                 if not answer.index:
@@ -156,7 +163,7 @@ class Follower:
                 # It may hold what it was asked, or be dead: ask anew, for the present value.
                 cursor, pause = replace(cursor, failures=cursor.failures + 1), 0.0
             except Exception as caught:
-                took = time.monotonic() - began
+                took = self._clock() - began
                 cursor = self._told(name, cursor, watch.failed(cursor, took))
                 error = self.trouble(name, caught, quiet=cursor.polling)
                 if failed is not None:
@@ -181,7 +188,8 @@ class Follower:
     def backoff(self, failures: int, error: MeshError) -> float:
         """Seconds to wait after *failures* in a row, the last being *error*."""
         refused = isinstance(error, AgentRefusedError)
-        return watch.backoff(failures, random.random(), refused=refused)
+        first = self._rhythm.first_backoff
+        return watch.backoff(failures, random.random(), refused=refused, first=first)
 
     def trouble(self, name: str, caught: Exception, *, quiet: bool = False) -> MeshError:
         """

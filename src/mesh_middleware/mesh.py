@@ -31,6 +31,7 @@ from .identity import ServiceId, SpiffeId
 from .intentions import Decision, Reason, RequestFacts, decision
 from .plugins import Plugins
 from .refusals import Refusals, Told
+from .rhythm import USUAL, Rhythm
 from .snapshot import Snapshot
 from .tls import LiveContext, client_context, server_context
 from .watcher import Watcher
@@ -64,6 +65,7 @@ class Mesh(Calling):
         transport: carries the requests to the agent; a network transport unless given.
         plugins: objects with hooks, besides the installed ones.
         clock: this moment in seconds since the epoch.
+        rhythm: how long the watcher waits for what.
         options: any of `mesh_middleware.config.Settings`.
 
     Raises:
@@ -78,6 +80,7 @@ class Mesh(Calling):
         transport: httpx.AsyncBaseTransport | None = None,
         plugins: Iterable[object] = (),
         clock: Callable[[], float] = time.time,
+        rhythm: Rhythm = USUAL,
         **options: Any,
     ) -> None:
         if settings is not None and (service is not None or options):
@@ -88,7 +91,7 @@ class Mesh(Calling):
         self._refusals = Refusals()
         self._transport = transport
         self._plugins = Plugins(plugins, installed=self.settings.plugins)
-        self._clock = clock
+        self._clock, self._rhythm = clock, rhythm
         self._lock = threading.Lock()
         self._told = Told()
         self._listeners: list[Callable[[], Callable[[], None] | None]] = []
@@ -118,6 +121,7 @@ class Mesh(Calling):
                     self._transport,
                     self._now,
                     self._tell_listeners,
+                    self._rhythm,
                 )
                 self._plugins.startup(self.settings.service, self.settings.agent)
                 self._watcher = watcher
@@ -276,7 +280,7 @@ class Mesh(Calling):
         Have *told* called, from the watcher's thread, soon after each change of the snapshot.
 
         The call comes `watcher.SWEEP_DELAY` seconds after the swap, once for changes in between,
-        and also every `watcher.SWEEP_EVERY` seconds, since a peer's certificate may have expired.
+        and also every `Rhythm.sweep_every` seconds, since a peer's certificate may have expired.
         Only a weak reference is kept to the owner of a bound method.
         """
         kept = weakref.WeakMethod(told) if hasattr(told, "__self__") else (lambda: told)

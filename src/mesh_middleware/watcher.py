@@ -33,6 +33,7 @@ from .intentions import Intention
 from .keeper import LEAVE_TIMEOUT, Keeper
 from .plugins import Plugins
 from .probe import DefaultProbe
+from .rhythm import USUAL, Rhythm
 from .snapshot import Conditions
 
 if TYPE_CHECKING:
@@ -46,8 +47,6 @@ _log = logging.getLogger("mesh_middleware.watch")
 
 SWEEP_DELAY = 0.3
 """Seconds from a change until long-lived requests are judged anew: ordinary ones are done then."""
-SWEEP_EVERY = 5.0
-"""Seconds between sweeps without a change: certificates of peers expire."""
 KEEP_EVERY = 3600.0
 """Seconds after which the last known good is kept anew, though nothing has changed."""
 TASKS_END = 1.0
@@ -64,7 +63,8 @@ class Watcher:
         plugins: told of registrations, asked for upstreams.
         transport: carries the requests to the agent; a network transport unless given.
         now: this moment, aware UTC.
-        swept: called `SWEEP_DELAY` after a change, and every `SWEEP_EVERY`.
+        swept: called `SWEEP_DELAY` after a change, and now and then without one.
+        rhythm: how long is waited for what.
 
     Raises:
         ConfigError: a file that the settings name cannot be used.
@@ -78,13 +78,14 @@ class Watcher:
         transport: httpx.AsyncBaseTransport | None,
         now: Callable[[], datetime],
         swept: Callable[[], None] = lambda: None,
+        rhythm: Rhythm = USUAL,
     ) -> None:
         self._settings = settings
         self._belief = belief
         self._plugins = plugins
-        self._client = ConsulClient(settings, transport)
+        self._client = ConsulClient(settings, transport, rhythm)
         self._now = now
-        self._swept = swept
+        self._swept, self._rhythm = swept, rhythm
         self._reader, self._unsure = MatchReader(settings.service), False
         self._told_domain = ""
         self._keepsake = open_keepsake(settings)
@@ -96,6 +97,7 @@ class Watcher:
             self._recovered,
             belief.note,
             belief.count,
+            rhythm=rhythm,
         )
         self._entries = EntryWatch(
             settings.service,
@@ -104,6 +106,7 @@ class Watcher:
             self._take_entries,
             belief.note,
             self._spawn,
+            rhythm=rhythm,
         )
         self._outbound: Outbound | None = None
         self._defaults: object = None
@@ -316,7 +319,7 @@ class Watcher:
 
     async def _sweep(self) -> None:
         while True:
-            if await wait_at_most(self._changed, SWEEP_EVERY):
+            if await wait_at_most(self._changed, self._rhythm.sweep_every):
                 await asyncio.sleep(SWEEP_DELAY)
             self._changed.clear()
             self._belief.reconsider()

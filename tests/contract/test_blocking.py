@@ -25,7 +25,7 @@ def test_intention_write_wakes_the_list(agent: Target) -> None:
         answer = woken.result(PATIENCE)
     agent.forget(identity)
     assert index_of(answer) > before
-    assert identity in [item["ID"] for item in answer.json()]
+    assert identity in [item.get("ID") for item in answer.json()]
 
 
 def test_intention_write_wakes_the_match(agent: Target) -> None:

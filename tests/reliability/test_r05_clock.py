@@ -10,6 +10,7 @@ import pytest
 from mesh_middleware import Mesh, Reason
 from mesh_middleware.consul import watch
 from mesh_middleware.dev import Answer, DevAgent, Request
+from mesh_middleware.rhythm import Rhythm
 
 from ..support.servers import HELD, PATIENCE, until
 from .clock import Clock
@@ -32,13 +33,12 @@ def test_r05_skew_is_told_once(agent: DevAgent, join: Join, skew: float) -> None
 
 
 def test_r05_clock_behind_waits_for_the_first_moment_of_the_leaf(
-    agent: DevAgent, join: Join, monkeypatch: pytest.MonkeyPatch
+    agent: DevAgent, join: Join
 ) -> None:
     """A leaf that is not valid yet is not served, and is taken as soon as the clock is right."""
-    monkeypatch.setattr("mesh_middleware.watcher.SWEEP_EVERY", 0.05)
     clock = Clock()
     clock.set(-300.0)
-    mesh = join(clock=clock)
+    mesh = join(clock=clock, rhythm=Rhythm(sweep_every=0.05))
     until(lambda: "leaf_waiting" in mesh.status()["events"], "the note")
     assert not mesh.ready()
     clock.set(0.0)

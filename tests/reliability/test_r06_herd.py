@@ -8,12 +8,10 @@ from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
-from types import SimpleNamespace
 
 import httpx
 import pytest
 
-from mesh_middleware import following
 from mesh_middleware.config import load_settings
 from mesh_middleware.consul import wire
 from mesh_middleware.consul.client import ConsulClient
@@ -82,7 +80,9 @@ async def application(agent: Agent, app: int, back: dict[int, float]) -> None:
         if told[name] == 2:
             back[app] = loop.time()
 
-    follower = Follower(settings, client, lambda: datetime.now(UTC), bool, lambda: None)
+    follower = Follower(
+        settings, client, lambda: datetime.now(UTC), bool, lambda: None, clock=loop.time
+    )
     async with asyncio.TaskGroup() as group:
         group.create_task(follower.scout())
         for number in range(WATCHES):
@@ -113,15 +113,13 @@ def tenths(times: Iterable[float], begin: float, end: float) -> list[int]:
 
 
 @pytest.mark.timeout(240)
-def test_r06_a_thousand_apps_come_back_spread_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_r06_a_thousand_apps_come_back_spread_out() -> None:
     """
     A thousand clients as processes have them; time is virtual, everything else is as it is.
 
     While the agent is away each knocks for all that it follows, 100 ms apart at least, and
     together they do so evenly. All are back within seconds, and not at once.
     """
-    clock = SimpleNamespace(monotonic=lambda: asyncio.get_running_loop().time())
-    monkeypatch.setattr(following, "time", clock)
     agent, back = virtual.run(herd())
     times = [at for at, _ in agent.asked]
 

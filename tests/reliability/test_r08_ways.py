@@ -7,10 +7,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
-
 from mesh_middleware import Mesh
 from mesh_middleware.dev import DevAgent, service_token
+from mesh_middleware.rhythm import Rhythm
 
 from ..support.certs import Ca, plain_context
 from ..support.servers import HELD, PATIENCE, until
@@ -101,13 +100,10 @@ def test_r08_token_file_is_read_again(join: Join, tmp_path: Path) -> None:
         mesh.close()
 
 
-def test_r08_proxy_that_cuts_long_questions(
-    agent: DevAgent, join: Join, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_r08_proxy_that_cuts_long_questions(agent: DevAgent, join: Join) -> None:
     """A limit of a second or more: shorter questions are asked, and policy acts as before."""
-    monkeypatch.setattr("mesh_middleware.consul.watch.FIRST_BACKOFF", 0.1)
     agent.faults.begin("cut", seconds=1.3)
-    mesh = join()
+    mesh = join(rhythm=Rhythm(first_backoff=0.1))
     assert mesh.ready(PATIENCE)
     until(lambda: "wait_shortened" in mesh.status()["events"], "shorter questions")
     assert act(agent, mesh, True) < RECOVERY
@@ -115,24 +111,20 @@ def test_r08_proxy_that_cuts_long_questions(
 
 
 def test_r08_questions_that_cannot_be_held_are_asked_every_second(
-    agent: DevAgent, join: Join, monkeypatch: pytest.MonkeyPatch
+    agent: DevAgent, join: Join
 ) -> None:
     """Where anything held is cut at once the agent is polled, without being told to."""
-    monkeypatch.setattr("mesh_middleware.consul.watch.FIRST_BACKOFF", 0.1)
     agent.faults.begin("cut", seconds=0.2)
-    mesh = join()
+    mesh = join(rhythm=Rhythm(first_backoff=0.1))
     assert mesh.ready(PATIENCE)
     until(lambda: mesh.status()["events"].get("agent_polled", 0) >= 3, "polling")
     assert act(agent, mesh, True) < RECOVERY
     assert act(agent, mesh, False) < RECOVERY
 
 
-def test_r08_answer_that_drips_is_given_up(
-    agent: DevAgent, join: Join, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_r08_answer_that_drips_is_given_up(agent: DevAgent, join: Join) -> None:
     """A byte now and then, for ever: told as a stall, nothing is believed, and it mends."""
-    monkeypatch.setattr("mesh_middleware.consul.client.ANSWER_TIMEOUT", 0.5)
-    mesh = join()
+    mesh = join(rhythm=Rhythm(answer_timeout=0.5))
     assert mesh.ready(PATIENCE)
     # Roots and leaf among them: who asks while it drips is held as ever, for minutes.
     until(lambda: agent.watching == HELD, "all questions held")

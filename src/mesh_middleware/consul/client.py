@@ -25,6 +25,7 @@ from ..exceptions import (
     AgentUnavailableError,
     ConfigError,
 )
+from ..rhythm import USUAL, Rhythm
 from . import watch, wire
 from .connections import Connections, Head, Request, Way
 from .lookout import SUSPECT_AFTER, Lookout
@@ -32,8 +33,6 @@ from .lookout import SUSPECT_AFTER, Lookout
 if TYPE_CHECKING:
     import httpx
 
-ANSWER_TIMEOUT = 10.0
-"""Seconds for an answer that does not block; and for the body of one that did."""
 STALLED = "agent_stalled"
 LOST = frozenset({AgentUnavailableError.code, STALLED})
 """Codes of trouble in which the agent may be gone, rather than say no."""
@@ -66,16 +65,20 @@ class ConsulClient:
     Args:
         settings: address, token and TLS of the agent.
         transport: sends the requests; a network transport unless given.
+        rhythm: how long an answer may take.
 
     Raises:
         ConfigError: a file that the settings name cannot be used.
     """
 
     def __init__(
-        self, settings: Settings, transport: httpx.AsyncBaseTransport | None = None
+        self,
+        settings: Settings,
+        transport: httpx.AsyncBaseTransport | None = None,
+        rhythm: Rhythm = USUAL,
     ) -> None:
         self.lookout = Lookout()
-        self._settings = settings
+        self._settings, self._rhythm = settings, rhythm
         self._way = _way(settings, transport)
         self._params = {
             key: value
@@ -120,7 +123,9 @@ class ConsulClient:
         return answer
 
     async def _ask(self, question: wire.Question, index: int, wait: float) -> Answer:
-        timeout = watch.read_timeout(wait) if index else ANSWER_TIMEOUT
+        answer_timeout = self._rhythm.answer_timeout
+        held = watch.read_timeout(wait, self._rhythm.read_slack)
+        timeout = held if index else answer_timeout
         request = self._request(question, index, wait)
         try:
             async with (
@@ -131,7 +136,7 @@ class ConsulClient:
                 if head.headers.get("content-encoding", "identity") != "identity":
                     raise AgentAnswerError("a compressed answer to a request that accepts none")
                 # What a held question waits for has come: the rest is an answer like any other.
-                limit.reschedule(asyncio.get_running_loop().time() + ANSWER_TIMEOUT)
+                limit.reschedule(asyncio.get_running_loop().time() + answer_timeout)
                 content = await answering.body()
         except TimeoutError:
             raise AgentUnavailableError(

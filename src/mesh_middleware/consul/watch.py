@@ -152,16 +152,19 @@ def regressed(sent: int, received: int) -> bool:
     return 0 < received < sent
 
 
-def backoff(failures: int, dice: float, *, refused: bool = False) -> float:
+def backoff(
+    failures: int, dice: float, *, refused: bool = False, first: float = FIRST_BACKOFF
+) -> float:
     """
     Seconds to wait after *failures* in a row.
 
     Args:
         dice: uniform in 0 to 1: full jitter, so that a thousand apps do not return together.
         refused: the last failure was a 403.
+        first: seconds of the first wait, before jitter.
     """
     longest = REFUSED_BACKOFF if refused else MAX_BACKOFF
-    ceiling = min(longest, FIRST_BACKOFF * 2.0 ** min(failures - 1, 10))
+    ceiling = min(longest, first * 2.0 ** min(failures - 1, 10))
     return max(MIN_BACKOFF, ceiling * dice)
 
 
@@ -175,9 +178,9 @@ def longest_held(wait: float) -> float:
     return wait * 17 / 16
 
 
-def read_timeout(wait: float) -> float:
+def read_timeout(wait: float, slack: float = READ_SLACK) -> float:
     """Seconds after which a blocking answer is given up: as long as it is held, and slack."""
-    return longest_held(wait) + READ_SLACK
+    return longest_held(wait) + slack
 
 
 def anew(cursor: Cursor) -> Cursor:
