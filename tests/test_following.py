@@ -8,6 +8,8 @@ import pytest
 
 from mesh_middleware.following import wait_at_most
 
+from .support.steps import yield_times
+
 
 def test_waiting_ends_with_the_event_or_the_time() -> None:
     """Whether it was set is told, also when it had been before."""
@@ -28,8 +30,7 @@ def test_cancellation_that_comes_with_the_event_is_not_lost() -> None:
     async def run() -> None:
         event = asyncio.Event()
         waiting = asyncio.ensure_future(wait_at_most(event, 60.0))
-        for _ in range(3):
-            await asyncio.sleep(0)  # until it waits
+        await yield_times(3)  # until it waits
         event.set()
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):

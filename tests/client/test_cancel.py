@@ -15,6 +15,7 @@ from anyio import to_thread
 from mesh_middleware.httpx import AsyncClient, AsyncMeshTransport
 from mesh_middleware.resolve import Endpoint
 
+from ..support.steps import yield_once, yield_times
 from .driver import Driver
 from .support import PATIENCE, Authority, StaticMesh, Wire, answering, service_id, serving
 
@@ -58,7 +59,7 @@ async def _cancel_at(reached: threading.Event, call: Any) -> None:
     task = asyncio.ensure_future(call)
     assert await to_thread.run_sync(reached.wait, PATIENCE)
     # Let the client, too, come as far as the server: it may have to read what was said.
-    await asyncio.sleep(0)
+    await yield_once()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -191,7 +192,7 @@ async def _in_line(client: AsyncClient, count: int) -> None:
     for _ in range(10_000):
         if carrier._lines and len(next(iter(carrier._lines.values()))._pool._line) == count:
             return
-        await asyncio.sleep(0)
+        await yield_once()
     raise AssertionError("they never came")
 
 
@@ -204,8 +205,7 @@ def test_a_turn_that_comes_as_its_task_is_cancelled_is_passed_on(
         async with AsyncClient(mesh, limits=httpx.Limits(max_connections=2)) as client:
             for turn in range(60):
                 tasks = [asyncio.ensure_future(client.get("https://tax/")) for _ in range(6)]
-                for _ in range(turn):
-                    await asyncio.sleep(0)
+                await yield_times(turn)
                 for task in tasks[turn % 3 :: 2]:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
@@ -267,8 +267,7 @@ def test_the_loop_is_not_blocked_while_the_mesh_joins(
     async def run(join: Callable[[], None]) -> None:
         async with AsyncClient(mesh) as client:
             call = asyncio.ensure_future(client.get("https://tax/"))
-            for _ in range(100):
-                await asyncio.sleep(0)
+            await yield_times(100)
             assert not call.done()
             join()
             assert (await call).text == "ok"

@@ -15,6 +15,7 @@ import pytest
 from mesh_middleware.httpx import AsyncClient, Client, UpstreamBusyError
 from mesh_middleware.routing import Limits, Manners
 
+from ..support.steps import yield_times
 from .driver import Driver, Session
 from .support import PATIENCE, Authority, StaticMesh, Wire, answering, serving
 
@@ -138,8 +139,7 @@ def test_two_loops_of_two_threads_share_a_client(authority: Authority, mesh: Sta
             turns.wait(PATIENCE)
         else:
             turns.wait(PATIENCE)
-            for _ in range(3):
-                await asyncio.sleep(0)
+            await yield_times(3)
         return texts
 
     with serving(authority, script) as server, ThreadPoolExecutor(2) as threads:

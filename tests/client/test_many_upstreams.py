@@ -17,6 +17,7 @@ from mesh_middleware.consul.shifts import HELD, RATE, ROUND, Shift
 from mesh_middleware.consul.watch import Cursor
 
 from ..support.consul import RealConsul
+from ..support.steps import yield_once
 from .support import PATIENCE
 
 COUNT = 240
@@ -126,5 +127,5 @@ async def in_turn(condition: object) -> None:
     for _ in range(1000):
         if condition():
             return
-        await asyncio.sleep(0)
+        await yield_once()
     raise AssertionError("it never came")

@@ -6,14 +6,21 @@ STREAMS = """
 import asyncio
 import os
 
+import anyio
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse, StreamingResponse
 from starlette.routing import Route, WebSocketRoute
 
 from mesh_middleware import MeshAuthz
 
-gate = asyncio.Event()
+gate = anyio.Event()
 waiting = 0
+
+
+async def beat():
+    "Twenty times a second, until the gate opens."
+    with anyio.move_on_after(0.05):
+        await gate.wait()
 
 
 def name(connection):
@@ -48,10 +55,10 @@ async def tasks(request):
 async def events(request):
     async def tell():
         number = 0
-        while True:
+        while not gate.is_set():
             yield f"data: {number}\\n\\n"
             number += 1
-            await asyncio.sleep(0.05)
+            await beat()
 
     return StreamingResponse(tell(), media_type="text/event-stream")
 
@@ -64,9 +71,9 @@ async def talk(websocket):
 
 async def speak(websocket):
     await websocket.accept()
-    while True:
+    while not gate.is_set():
         await websocket.send_text("still here")
-        await asyncio.sleep(0.05)
+        await beat()
 
 
 routes = [
@@ -78,7 +85,10 @@ app.add_middleware(MeshAuthz)
 """
 
 SLOW = """
-import asyncio
+import os
+from contextlib import suppress
+
+import anyio
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
@@ -86,8 +96,9 @@ from mesh_middleware import MeshAuthz
 
 
 async def slow(request):
-    print("a slow one begins", flush=True)
-    await asyncio.sleep(2.0)
+    async with await anyio.connect_tcp("127.0.0.1", int(os.environ["GATE"])) as gate:
+        with suppress(anyio.EndOfStream):
+            await gate.receive()
     return PlainTextResponse("done")
 
 

@@ -114,10 +114,7 @@ def test_r10_live_streams_end_within_a_second(worker: str, agent: DevAgent, serv
 
     Flip after flip leaves no task behind.
     """
-    app = STREAMS if worker != "trio" else STREAMS.replace("asyncio.sleep", "trio.sleep").replace(
-        "import asyncio\n", "import asyncio\nimport trio\n", 1
-    )  # fmt: skip
-    server = serve(app, worker_class=worker)
+    server = serve(STREAMS, worker_class=worker)
     port = server.port()
 
     async def flips() -> None:

@@ -21,6 +21,7 @@ from typing import Literal, Self
 from urllib.parse import urlsplit
 
 from .listening import close_server
+from .steps import yield_once
 
 Mode = Literal["pass", "reset", "swallow"]
 """Relay; reset every connection at once; take everything and say nothing, for good."""
@@ -106,7 +107,7 @@ class Wire:
                 task.cancel()
             if self._tasks:
                 await asyncio.wait(self._tasks, timeout=5)
-            await asyncio.sleep(0)
+            await yield_once()
 
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -133,7 +134,7 @@ class Wire:
             self._dead.discard(writer)
             for each in writers:
                 each.transport.abort()
-            await asyncio.sleep(0)
+            await yield_once()
 
     async def _pump(
         self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, outer: asyncio.StreamWriter
