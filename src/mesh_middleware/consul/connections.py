@@ -125,6 +125,7 @@ class Connections:
         parts = urlsplit(agent)
         self._context, self._path = context, ""
         self._idle, self._open = list[_Connection](), set[_Connection]()
+        self._closed = False
         if parts.scheme == "unix":
             # Consul's own clients send Host: localhost there.
             self._path, self._host, self._prefix = unquote(parts.path), "localhost", ""
@@ -149,14 +150,15 @@ class Connections:
             connection.ask(request, self._host, self._prefix, most)
             yield connection
         finally:
-            if connection.reusable() and len(self._idle) < MAX_IDLE:
+            if connection.reusable() and len(self._idle) < MAX_IDLE and not self._closed:
                 connection.since = asyncio.get_running_loop().time()
                 self._idle.append(connection)
             else:
                 self._drop(connection)
 
     async def close(self) -> None:
-        """End all connections."""
+        """End all connections, also those that are being made."""
+        self._closed = True
         self._idle.clear()
         for connection in list(self._open):
             self._drop(connection)
@@ -182,6 +184,9 @@ class Connections:
                 connection = await (self._dial_path() if self._path else self._dial_host())
         except TimeoutError:
             raise ConnectionError("no connection in time") from None
+        if self._closed:
+            connection.abort()
+            raise ConnectionError("closed while connecting")
         self._open.add(connection)
         return connection
 
