@@ -86,7 +86,6 @@ class Door:
         exempt: canonical paths that anyone may call, besides the configured ones; exact.
         mode: overrides the setting of the mesh.
         shadow: canonical paths; denials there and below are only logged.
-        plaintext_hint: tells why this server is plain, for the log.
 
     Raises:
         ConfigError: a path is not canonical, or the mode is unknown.
@@ -113,7 +112,7 @@ class Door:
         self._told_plain = False
         self._passed: dict[tuple[int, int], Verdict] = {}
         self._passed_by: object = None
-        self._plain: Mesh | None = None
+        self._usual: Mesh | None = None
         Door.made += 1
         if self._exempt:
             _log.warning("exempt from the intentions: %s", ", ".join(sorted(self._exempt)))
@@ -132,7 +131,7 @@ class Door:
         """
         mesh = self._mesh or running_mesh()
         try:
-            if mesh is None or (mesh is not self._plain and not self._is_plain(mesh)):
+            if mesh is None or (mesh is not self._usual and not self._is_usual(mesh)):
                 return self._judge_by_settings(mesh, peer, facts, booked)
             found = mesh.decide(peer, facts, booked=booked)
             if found.allowed:
@@ -158,14 +157,14 @@ class Door:
         if mesh is not None:
             mesh.close()
 
-    def _is_plain(self, mesh: Mesh) -> bool:
+    def _is_usual(self, mesh: Mesh) -> bool:
         """Whether settings neither exempt nor shadow anything; then it is remembered, for ever."""
         settings = mesh.settings
         if self._exempt or settings.exempt or self._shadow:
             return False
         if (self._mode or settings.mode) == "shadow":
             return False
-        self._plain = mesh
+        self._usual = mesh
         return True
 
     def _judge_by_settings(
