@@ -199,9 +199,11 @@ class Watcher:
     async def _main(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._running.set()
+        # In this order: the question for intentions, which waits for the entries, goes out before
+        # the leaf is judged; and a leaf that comes before the roots makes one context, not two.
         self._entries.start()
         self._entries.want(self._belief.snapshot.intentions)
-        for work in (self._watch_roots(), self._watch_leaf(), self._watch_intentions()):
+        for work in (self._watch_leaf(), self._watch_roots(), self._watch_intentions()):
             self._spawn(work)
         self._spawn(self.follower.scout())
         self._spawn(self._probe.run())
