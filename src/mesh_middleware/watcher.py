@@ -152,14 +152,16 @@ class Watcher:
 
     def follow(self, upstream: UpstreamWatch) -> None:
         """Keep *upstream* informed from now on."""
+        # A service that calls nobody does not pay for it; and who does, loads it in its own thread:
+        # the watcher's has leaf and policy to keep.
+        from .outbound import Outbound
+
         assert self._loop is not None
-        self._loop.call_soon_threadsafe(lambda: self._follow_now(upstream))
+        self._loop.call_soon_threadsafe(lambda: self._follow_now(upstream, Outbound))
 
-    def _follow_now(self, upstream: UpstreamWatch) -> None:
+    def _follow_now(self, upstream: UpstreamWatch, outbound: type[Outbound]) -> None:
         if self._outbound is None:
-            from .outbound import Outbound  # a service that calls nobody does not pay for it
-
-            self._outbound = Outbound(
+            self._outbound = outbound(
                 self.follower,
                 self._belief,
                 self._plugins,
