@@ -137,8 +137,12 @@ def test_an_existing_agent_that_denies_by_default_is_not_touched(
 
 @pytest.mark.parametrize(
     ("number", "when"),
-    [(signal.SIGINT, "was called by"), (signal.SIGTERM, "the agent: ")],
-    ids=["Ctrl-C in the middle", "SIGTERM at the start"],
+    [
+        (signal.SIGINT, "was called by"),
+        (signal.SIGTERM, "the agent: "),
+        (signal.SIGHUP, "the agent: "),
+    ],
+    ids=["Ctrl-C in the middle", "SIGTERM at the start", "the terminal is closed"],
 )
 def test_interrupted_it_leaves_nothing_behind(
     tmp_path: Path, number: signal.Signals, when: str

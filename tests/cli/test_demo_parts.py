@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from rich.console import Console
 
 from mesh_middleware.certificates import read_leaf
 from mesh_middleware.cli.demo import run
@@ -28,6 +30,7 @@ from mesh_middleware.cli.demo.processes import (
     examples_directory,
     free_ports,
 )
+from mesh_middleware.cli.demo.screen import Screen
 from mesh_middleware.cli.demo.services import Service
 from mesh_middleware.cli.demo.shop import Tally
 from mesh_middleware.cli.demo.stage import (
@@ -317,3 +320,19 @@ def test_who_was_killed_is_deregistered_from_a_cluster_of_others(
     run._tidy(agent, Rules(agent.api), services, [])
     assert list(agent.api.get("/v1/agent/services")) == ["order-5002"]
     agent.api.close()
+
+
+def test_the_story_fits_a_narrow_terminal() -> None:
+    """Sentences are broken where the terminal ends, and indented like what is around them."""
+    told = io.StringIO()
+    screen = Screen(Console(file=told, width=40))
+    screen.opening("the dev agent", "http://127.0.0.1:8500")
+    for plan in PLANS:
+        screen.step(plan.number, plan.title, plan.why)
+    lines = told.getvalue().splitlines()
+    assert max(map(len, lines)) <= 54  # an address is not broken
+    why = " ".join(line.strip() for line in lines if line.startswith("  "))
+    assert all(" ".join(plan.why.split()) in why for plan in PLANS)
+    # No line is short for a break that was there before, within a sentence.
+    first = told.getvalue().partition("by themselves:")[2].partition("the agent")[0].split("\n")
+    assert all(len(line) > 25 for line in first[1:-2])

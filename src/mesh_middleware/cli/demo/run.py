@@ -36,6 +36,9 @@ from .stage import LeftOutError, Stage, StepFailedError
 _OURS = (("invoice", "tax"), ("*", "tax"), ("shop", "tax"))
 """The intentions that the steps write."""
 
+ENDS = (signal.SIGTERM, signal.SIGHUP)
+"""Signals that end the demo as Ctrl-C does."""
+
 _LAST_WORDS = 0.5
 """Seconds until what a process has to say about a failure is in its log."""
 
@@ -60,7 +63,7 @@ def demo(*, consul: Path | None, use_existing: bool, json_file: Path | None) -> 
     evidence, started = Evidence(), time.monotonic()
     screen = Screen(console)
     try:
-        with _sigterm_interrupts(), _quiet(), _closing_undisturbed() as stack:
+        with _ends_interrupt(), _quiet(), _closing_undisturbed() as stack:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mesh-demo-")))
             agent = _agent(consul, use_existing, directory)
             stack.callback(agent.api.close)
@@ -218,15 +221,18 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
+def _ends_interrupt() -> Iterator[None]:
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    # A terminal that is closed sends the second; who says nohup has it ignored already.
+    ends = [n for n in ENDS if signal.getsignal(n) is not signal.SIG_IGN]
+    before = [signal.signal(number, interrupt) for number in ends]
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in zip(ends, before, strict=True):
+            signal.signal(number, handler)
 
 
 @contextmanager
@@ -236,7 +242,7 @@ def _closing_undisturbed() -> Iterator[ExitStack]:
     try:
         yield stack
     finally:
-        signals = (signal.SIGINT, signal.SIGTERM)
+        signals = (signal.SIGINT, *ENDS)
         before = [signal.signal(number, signal.SIG_IGN) for number in signals]
         try:
             stack.close()

@@ -11,7 +11,9 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 from .evidence import Evidence, Outcome, Step
 
@@ -39,8 +41,8 @@ class Screen:
         """Say what is about to happen."""
         self._console.print("[bold]mesh demo[/]: shop -> order -> invoice -> tax")
         self._console.print(
-            "Three Python web services join a service mesh by themselves: no sidecar.\n"
-            "Each gets a certificate from the agent, speaks mutual TLS, knows who calls\n"
+            "Three Python web services join a service mesh by themselves: no sidecar. "
+            "Each gets a certificate from the agent, speaks mutual TLS, knows who calls "
             "it, and lets in whom the intentions allow."
         )
         self.line(f"the agent: {agent} at {url}")
@@ -49,8 +51,8 @@ class Screen:
         """Open a step."""
         self._console.print()
         self._console.print(f"[bold cyan]{number}[/] [bold]{escape(title)}[/]")
-        for line in why.splitlines():
-            self._console.print(f"  [dim]{escape(line)}[/]")
+        # Broken where this terminal ends, and nowhere else.
+        self._console.print(Padding(Text(" ".join(why.split()), style="dim"), (0, 0, 0, 2)))
 
     def line(self, text: str) -> None:
         """Show one thing that happened."""
