@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import time
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from .identity import ServiceId
 if TYPE_CHECKING:
     from .resolve import Upstream
     from .upstreams import UpstreamWatch
+    from .watched import Watched
 
 CONNECT_TIMEOUT = 10.0
 """Seconds for finding an instance, connecting and the handshake, together."""
@@ -27,14 +29,31 @@ class Calling(ABC):
     """What a mesh offers to those who call raw, or look at an upstream; `mesh_middleware.Mesh`."""
 
     settings: Settings
+    _watched: Watched | None
 
     @abstractmethod
     def client_context(self, expected: ServiceId) -> ssl.SSLContext:
         """The context for connections to one identity."""
 
     @abstractmethod
-    def watch_upstream(self, upstream: Upstream) -> UpstreamWatch:
-        """Keep informed of the instances of an upstream."""
+    def _watch(self) -> Watched:
+        """Make the table of watches; raises `NotReadyError` where the mesh is not running."""
+
+    def watch_upstream(self, upstream: Upstream | str) -> UpstreamWatch:
+        """
+        Keep informed of the instances of an upstream; the same watch for the same name, until
+        nobody has called it for long.
+
+        Args:
+            upstream: who is called; a text is the name of a service. Without a datacenter the
+                configured one, or the agent's, is meant; ``connect`` is another word for
+                ``service``.
+
+        Raises:
+            NotReadyError: the mesh is not running.
+            ResolveError: too many are watched already.
+        """
+        return (self._watched or self._watch()).find(upstream, time.monotonic())
 
     def upstream(self, name: str) -> UpstreamWatch:
         """

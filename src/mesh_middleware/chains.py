@@ -42,6 +42,7 @@ class ChainWatch:
         follower: keeps asking.
         spawn: starts a task of the watcher.
         follow: keeps the instances of a place told that nobody calls by its own name.
+        leave: ends that.
         locality: where we stand, as the setting says it; empty when it does not.
 
     Attributes:
@@ -53,10 +54,11 @@ class ChainWatch:
         follower: Follower,
         spawn: Spawn,
         follow: Callable[[UpstreamWatch], None],
+        leave: Callable[[UpstreamWatch], None],
         locality: str = "",
     ) -> None:
         self._plain = Manners(locality=Locality(*locality.split("/")) if locality else None)
-        self._follower, self._spawn, self._follow = follower, spawn, follow
+        self._follower, self._spawn, self._follow, self._leave = follower, spawn, follow, leave
         self._upstreams: list[UpstreamWatch] = []
         self._names: dict[str, frozenset[str] | None] = {}
         self._tasks: dict[UpstreamWatch, asyncio.Task[None]] = {}
@@ -77,6 +79,16 @@ class ChainWatch:
             for kind in KINDS:
                 self._spawn(self._watch_kind(kind))
         self._decide(upstream)
+
+    def remove(self, upstream: UpstreamWatch) -> None:
+        """Follow the chain of *upstream* no more, nor places that no other leads to."""
+        if upstream in self._upstreams:
+            self._upstreams.remove(upstream)
+        self._end_chain(upstream)
+        for place, watch in list(self._places.items()):
+            if watch.untell(upstream):
+                del self._places[place]
+                self._leave(watch)
 
     def take_defaults(self, entry: object) -> None:
         """Take our own service-defaults: what they say about upstreams."""
@@ -125,11 +137,14 @@ class ChainWatch:
         if chained and upstream not in self._tasks:
             self._tasks[upstream] = self._spawn(self._watch_chain(upstream))
         elif not chained:
-            task = self._tasks.pop(upstream, None)
-            if task is not None:
-                task.cancel()
-                self._follower.troubles.pop(f"chain {upstream}", None)
+            self._end_chain(upstream)
             upstream.take_chain(None)
+
+    def _end_chain(self, upstream: UpstreamWatch) -> None:
+        task = self._tasks.pop(upstream, None)
+        if task is not None:
+            task.cancel()
+            self._follower.troubles.pop(f"chain {upstream}", None)
 
     # -- the chains ----------------------------------------------------------------------------
 

@@ -17,7 +17,6 @@ import time
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -39,9 +38,8 @@ from .watcher import Watcher
 if TYPE_CHECKING:
     import httpx
 
-    from .resolve import Upstream, UpstreamKind
     from .routing.report import AttemptReport
-    from .upstreams import UpstreamWatch
+    from .watched import Watched
 
 _log = logging.getLogger("mesh_middleware.mesh")
 _decisions = logging.getLogger("mesh_middleware.decision")
@@ -49,7 +47,6 @@ _decisions = logging.getLogger("mesh_middleware.decision")
 _meshes: weakref.WeakSet[Mesh] = weakref.WeakSet()
 _default: Mesh | None = None
 _default_lock = threading.Lock()
-_SAME: dict[UpstreamKind, UpstreamKind] = {"connect": "service"}
 
 
 class Mesh(Calling):
@@ -104,7 +101,7 @@ class Mesh(Calling):
     def _reset(self) -> None:
         self._belief = Belief(self.settings, self._now, self._swapped)
         self._watcher: Watcher | None = None
-        self._upstreams: dict[Upstream, UpstreamWatch] = {}
+        self._watched: Watched | None = None
         self.ending = False
         self._server: LiveContext | None = None
 
@@ -120,7 +117,7 @@ class Mesh(Calling):
                     self._plugins,
                     self._transport,
                     self._now,
-                    self._tell_listeners,
+                    self._sweep,
                     self._rhythm,
                 )
                 self._plugins.startup(self.settings.service, self.settings.agent)
@@ -158,11 +155,12 @@ class Mesh(Calling):
         """Deregister and stop watching. Afterwards nothing is allowed and no handshake succeeds."""
         with self._lock:
             watcher, self._watcher = self._watcher, None
+            watched, self._watched = self._watched, None
         if watcher is None:
             return
         watcher.close()
-        for upstream in self._upstreams.values():
-            upstream.end("the mesh was closed")
+        if watched is not None:
+            watched.end("the mesh was closed")
         self._reset()
         atexit.unregister(self.close)
 
@@ -319,37 +317,18 @@ class Mesh(Calling):
         """
         return client_context(lambda: self._belief.generation, self._now, expected)
 
-    def watch_upstream(self, upstream: Upstream | str) -> UpstreamWatch:
-        """
-        Keep informed of the instances of an upstream; the same watch for the same name.
-
-        Args:
-            upstream: who is called; a text is the name of a service. Without a datacenter the
-                configured one, or the agent's, is meant; ``connect`` is another word for
-                ``service``.
-
-        Raises:
-            NotReadyError: the mesh is not running.
-        """
-        if isinstance(upstream, str):
-            from .resolve import Upstream
-
-            upstream = Upstream(upstream)
-        where = upstream.datacenter or self.settings.datacenter or None
-        key = replace(upstream, datacenter=where, kind=_SAME.get(upstream.kind, upstream.kind))
-        found = self._upstreams.get(key)
-        if found is not None:
-            return found
+    def _watch(self) -> Watched:
         # A process that calls nobody does not load what calling takes.
-        from .upstreams import UpstreamWatch
+        from .watched import Watched
 
         with self._lock:
-            if self._watcher is None:
+            watcher = self._watcher
+            if watcher is None:
                 raise NotReadyError(f"{self!r} is not running: call start()")
-            if key not in self._upstreams:
-                self._upstreams[key] = UpstreamWatch(key)
-                self._watcher.follow(self._upstreams[key])
-            return self._upstreams[key]
+            if self._watched is None:
+                where = self.settings.datacenter or None
+                self._watched = Watched(watcher.follow, watcher.leave, where)
+            return self._watched
 
     # -- verdicts ------------------------------------------------------------------------------
 
@@ -436,6 +415,11 @@ class Mesh(Calling):
         if self._watcher is not None:
             self._watcher.poke()
         self._plugins.snapshot(old, new)
+
+    def _sweep(self) -> None:
+        self._tell_listeners()
+        if self._watched is not None:
+            self._watched.sweep(time.monotonic())
 
     def _tell_listeners(self) -> None:
         for kept in list(self._listeners):

@@ -54,13 +54,25 @@ class Outbound:
         self._follower, self._belief, self._plugins = follower, belief, plugins
         self._spawn, self._joined = spawn, joined
         self._upstreams: list[UpstreamWatch] = []
+        self._tasks: dict[UpstreamWatch, asyncio.Task[None]] = {}
         self._chains = ChainWatch(
-            follower, spawn, lambda place: self.follow(place, chained=False), locality
+            follower, spawn, lambda place: self.follow(place, chained=False), self.leave, locality
         )
 
     def follow(self, upstream: UpstreamWatch, *, chained: bool = True) -> None:
         """Keep *upstream* informed from now on; *chained* unless a chain led to it."""
-        self._spawn(self._watch(upstream, chained))
+        self._tasks[upstream] = self._spawn(self._watch(upstream, chained))
+
+    def leave(self, upstream: UpstreamWatch) -> None:
+        """Keep *upstream* informed no more, nor what only its chain led to."""
+        task = self._tasks.pop(upstream, None)
+        if task is None:
+            return
+        task.cancel()
+        if upstream in self._upstreams:
+            self._upstreams.remove(upstream)
+        self._chains.remove(upstream)
+        self._follower.troubles.pop(f"upstream {upstream}", None)
 
     def follow_domain(self, trust_domain: str | None) -> None:
         """Expect identities of *trust_domain* from now on."""

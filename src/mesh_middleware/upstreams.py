@@ -8,6 +8,7 @@ no call goes where nobody is known yet.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -49,6 +50,9 @@ class UpstreamWatch:
         self._domain: str | None = None
         self._why = "the agent has not answered yet"
         self._changed = threading.Condition()
+        self._used, self._awaiting, self._failing = -math.inf, 0, False
+        self.rests = False
+        """Whether nobody watches any more because nobody called; the next call watches anew."""
 
     def __str__(self) -> str:
         return self.name if self.datacenter is None else f"{self.name}.{self.datacenter}"
@@ -75,7 +79,24 @@ class UpstreamWatch:
     @property
     def state(self) -> UpstreamState:
         """How the upstream is: its instances, who is ejected, the calls under way."""
-        return self.course.look(time.monotonic())
+        now = time.monotonic()
+        self.touch(now)
+        return self.course.look(now)
+
+    def touch(self, now: float) -> None:
+        """Note that somebody has a use for it."""
+        self._used = max(self._used, now)
+
+    @property
+    def last_used(self) -> float:
+        """The moment when somebody last had a use for it, or a call began, to the second."""
+        return max(self._used, self.course.last_call)
+
+    def is_needed(self) -> bool:
+        """Whether calls are under way, or waited for, or nobody else would tell its instances."""
+        if self._awaiting or (self._failing and self.endpoints):
+            return True
+        return self.course.look(0.0).outstanding > 0
 
     def wait(self, timeout: float) -> tuple[Endpoint, ...]:
         """
@@ -90,7 +111,11 @@ class UpstreamWatch:
         """
         if self.endpoints is None:
             with self._changed:
-                self._changed.wait_for(lambda: self.endpoints is not None, timeout)
+                self._awaiting += 1
+                try:
+                    self._changed.wait_for(lambda: self.endpoints is not None, timeout)
+                finally:
+                    self._awaiting -= 1
         if self.endpoints is None:
             raise NotReadyError(f"{self}: {self._why}")
         if not self.endpoints:
@@ -137,6 +162,7 @@ class UpstreamWatch:
         if trust_domain is None:
             raise NotReadyError("the trust domain is not known yet")
         found = self._parse(body, trust_domain)
+        self._failing = False
         self._body, self._domain = body, trust_domain
         self._emptied = not found
         # All still listed, and all critical at once: see `outbound.CRITICAL_FOR`.
@@ -165,6 +191,12 @@ class UpstreamWatch:
             self._awaited, self._why = True, why
             self.endpoints = self._instances = None
             self._changed.notify_all()
+
+    def rest(self, why: str) -> None:
+        """Nobody watches any more, since nobody calls; a call that begins just now still may."""
+        with self._changed:
+            self.rests = True
+            self.end(why)
 
     def concede(self) -> None:
         """Believe that there is no instance, if that is still what the agent says."""
@@ -212,19 +244,26 @@ class UpstreamWatch:
             if self._instances is not None:
                 other.take_place(self.course.place, self._instances, self._why)
 
+    def untell(self, other: UpstreamWatch) -> bool:
+        """Tell *other* no more; returns whether it was the last one to be told."""
+        if other not in self._listeners:
+            return False
+        self._listeners.remove(other)
+        return not self._listeners
+
     def _publish(self) -> None:
         if self._waiting is not None and self.course.knows(self._waiting.places()):
             self.course.learn_chain(self._waiting, time.monotonic())
             self._waiting = None
         known = not self._awaited and not self.course.missing()
         with self._changed:
-            if known and (self._waiting is None or self.endpoints is not None):
+            if known and not self.rests and (self._waiting is None or self.endpoints is not None):
                 self.endpoints = self.course.endpoints
             self._changed.notify_all()
 
     def fail(self, error: MeshError) -> None:
         """The agent failed: the last instances stay, those who wait for the first learn why."""
-        self._why = str(error)
+        self._why, self._failing = str(error), True
         if self._instances is None:
             # Another datacenter that cannot be reached must not keep a whole chain waiting.
             for listener in self._listeners:

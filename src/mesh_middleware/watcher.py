@@ -157,7 +157,8 @@ class Watcher:
         from .outbound import Outbound
 
         assert self._loop is not None
-        self._loop.call_soon_threadsafe(lambda: self._follow_now(upstream, Outbound))
+        with contextlib.suppress(RuntimeError):  # the loop has ended, and all watches with it
+            self._loop.call_soon_threadsafe(self._follow_now, upstream, Outbound)
 
     def _follow_now(self, upstream: UpstreamWatch, outbound: type[Outbound]) -> None:
         if self._outbound is None:
@@ -171,6 +172,16 @@ class Watcher:
             )
             self._outbound.take_defaults(self._defaults)
         self._outbound.follow(upstream)
+
+    def leave(self, upstream: UpstreamWatch) -> None:
+        """Keep *upstream* informed no more. From any thread."""
+        assert self._loop is not None
+        with contextlib.suppress(RuntimeError):  # as above
+            self._loop.call_soon_threadsafe(self._leave_now, upstream)
+
+    def _leave_now(self, upstream: UpstreamWatch) -> None:
+        if self._outbound is not None:
+            self._outbound.leave(upstream)
 
     def withdraw(self) -> None:
         """Turn the check critical and deregister, for good; everything else goes on."""

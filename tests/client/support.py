@@ -184,6 +184,7 @@ class StaticWatch:
     """An upstream whose instances the test sets."""
 
     why = "the test has not said"
+    rests = False
 
     def __init__(self, name: str, datacenter: str | None = None) -> None:
         self._told = threading.Event()

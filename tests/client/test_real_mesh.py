@@ -22,6 +22,7 @@ from mesh_middleware.exceptions import NoHealthyInstanceError as NobodyError
 from mesh_middleware.httpx import MeshNotReadyError, NoHealthyInstanceError
 from mesh_middleware.mesh import set_default_mesh
 from mesh_middleware.routing import Call
+from mesh_middleware.watched import IDLE_FOR
 
 from ..support.servers import until
 from .driver import Driver
@@ -290,3 +291,19 @@ def test_a_silent_instance_does_not_use_up_the_time_of_a_raw_connection(
                 assert connection.recv(4) == b"ping"
             del connection
         assert watched.state.outstanding == 0
+
+
+def test_an_upstream_that_was_let_go_is_found_again(
+    join: Callable[..., Mesh], driver: Driver
+) -> None:
+    """Nobody called for long, so nobody watches; the next call watches anew, and is answered."""
+    with served(join, "tax", answering()):
+        mesh = join("order")
+        with driver.client(mesh) as client:
+            assert client.get("https://tax/").text == "ok"
+            watch = mesh.upstream("tax")
+            assert mesh._watched is not None
+            mesh._watched.sweep(time.monotonic() + IDLE_FOR + 1)
+            assert watch.rests
+            assert client.get("https://tax/").text == "ok"
+            assert mesh.upstream("tax") is not watch

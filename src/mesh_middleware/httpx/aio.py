@@ -185,6 +185,9 @@ class AsyncCarrier:
         line = self._lines.get(target)
         if line is None:
             line = self._lines[target] = _Line(target.name, self)
+            for other in list(self._lines):
+                if other.rests and other is not target:
+                    self._lines.pop(other).close()
         connection = await line.acquire(journey)
         try:
             reading = await connection.exchange(outgoing, patience)

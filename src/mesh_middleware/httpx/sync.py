@@ -195,6 +195,7 @@ class SyncCarrier:
         if line is None:
             # Atomic: two threads that come first get the same one.
             line = self._lines.setdefault(target, _Line(target.name, self._mesh, self._limits))
+            self._forget_resting(target)
         connection = line.acquire(journey)
         try:
             reading = connection.exchange(outgoing, patience)
@@ -212,6 +213,13 @@ class SyncCarrier:
             line.forget()
             raise
         return _answer(reading, connection, journey, line)
+
+    def _forget_resting(self, wanted: Target) -> None:
+        for target in list(self._lines):
+            rests = target.rests and target is not wanted
+            line = self._lines.pop(target, None) if rests else None
+            if line is not None:
+                line.close()
 
     def _exchange(self, connection: Connection, journey: Journey, line: _Line) -> Reading:
         try:

@@ -32,6 +32,10 @@ PATIENCE = 30.0
 set no connect timeout."""
 
 
+LEAST_KEPT = 256
+"""Hosts that one transport keeps, before it looks whether it may forget some."""
+
+
 class WatchLike(Protocol):
     """A blocking query on one upstream: `mesh_middleware.upstreams.UpstreamWatch`."""
 
@@ -43,6 +47,11 @@ class WatchLike(Protocol):
     @property
     def why(self) -> str:
         """What is in the way, where there is no instance or no answer."""
+        ...
+
+    @property
+    def rests(self) -> bool:
+        """Whether it was ended because nobody called."""
         ...
 
     @property
@@ -153,6 +162,13 @@ class Target:
         elif self._patient is not None:
             self._patient.wait(self.upstream, timeout)
 
+    @property
+    def rests(self) -> bool:
+        """Whether nothing is known of it that somebody would miss."""
+        if self._watch is None:
+            return not self._told
+        return self._watch.rests
+
     def renew(self) -> None:
         """
         Watch again: the mesh may have been closed and begun anew since.
@@ -177,7 +193,8 @@ class Target:
             )
         if self._watch is None:
             return self._resolved()
-        if self._watch.endpoints is None:
+        # One that was let go between the question and now is as good as a moment ago.
+        if self._watch.endpoints is None and not self._watch.rests:
             raise MeshNotReadyError(
                 f"{self.name}: its instances are not known: {self._watch.why}", upstream=self.name
             )
@@ -212,6 +229,7 @@ class Targets:
         self._resolver = resolver
         self._domain = domain
         self._found: dict[str, Target] = {}
+        self._most = LEAST_KEPT
 
     @property
     def mesh(self) -> MeshLike:
@@ -258,9 +276,19 @@ class Targets:
                 upstream = parse_upstream(host, domain=self._domain or self.mesh.settings.domain)
             except ResolveError as error:
                 raise UpstreamNameError(str(error), upstream=host) from error
+            self._forget_resting()
             # Two threads may both come here; watching is idempotent, and either value will do.
             target = self._found[host] = Target(upstream, self.mesh, self._resolver)
         return target
+
+    def _forget_resting(self) -> None:
+        # A host may be anything that a user typed.
+        if len(self._found) < self._most:
+            return
+        for host, target in list(self._found.items()):
+            if target.rests:
+                self._found.pop(host, None)
+        self._most = max(LEAST_KEPT, 2 * len(self._found))
 
 
 def _watch(mesh: MeshLike, upstream: Upstream) -> WatchLike:

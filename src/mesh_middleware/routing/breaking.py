@@ -15,6 +15,7 @@ Source: Envoy, "Outlier detection" and "Retry budgets"; Consul, ``PassiveHealthC
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -148,6 +149,11 @@ class Budget:
     def count(self, now: float) -> None:
         """A call begins."""
         self._calls[self._turn(now)] += 1
+
+    @property
+    def last(self) -> float:
+        """The moment of the last call, or retry, to a tenth of the window; long ago: never."""
+        return self._now * self._tick if self._now >= 0 else -math.inf
 
     def take(self, now: float) -> bool:
         """Whether there may be a retry; it is counted then."""

@@ -12,6 +12,7 @@ do: a new chain, a new weight, another instance more must not make an ejected on
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -122,6 +123,7 @@ class Course:
         self.lock = threading.RLock()
         self.manners = manners or Manners()
         self.budget = Budget(self.manners.budget)
+        self._last_call = -math.inf
         self.ejected = False
         self._known = _Known(default_chain(service, datacenter))
         self._seats: dict[tuple[str, int, ServiceId], Seat] = {}
@@ -182,9 +184,15 @@ class Course:
         with self.lock:
             if manners != self.manners:
                 self.manners = manners
+                self._last_call = self.last_call
                 self.budget = Budget(manners.budget)
                 self._seat(self.place, None)  # who is near may be others now
                 self._plan = self._compile(now)
+
+    @property
+    def last_call(self) -> float:
+        """The moment when the last call began, to the second; long ago where there was none."""
+        return max(self._last_call, self.budget.last)
 
     def begin(self, call: Call, now: float, dice: float) -> Trip:
         """
