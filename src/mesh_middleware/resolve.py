@@ -63,6 +63,7 @@ class Endpoint:
         expected: the only SPIFFE ID that may answer there.
         weight: share of the calls, 1 to 128.
         kind: who terminates the connection: the service, its sidecar, or a gateway.
+        priority: those of the lowest are called as long as enough of them are well.
     """
 
     host: str
@@ -70,6 +71,7 @@ class Endpoint:
     expected: ServiceId
     weight: int = 1
     kind: EndpointKind = "native"
+    priority: int = 0
 
     @property
     def address(self) -> str:

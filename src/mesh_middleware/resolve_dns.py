@@ -251,7 +251,7 @@ class _Question:
             dns.exception.DNSException: no answer.
         """
         if self._name.port is not None:
-            found = await self._addresses(self._name.name, self._name.port, 1)
+            found = await self._addresses(self._name.name, self._name.port, 1, 0)
         else:
             found = await self._services()
         # What is not there may be there soon, whatever the zone says of how long it is not.
@@ -261,23 +261,23 @@ class _Question:
     async def _services(self) -> list[Endpoint]:
         answer = await self._look(self._name.name, "SRV")
         records = [] if answer is None else [one for one in answer if str(one.target) != "."]
-        first = min((record.priority for record in records), default=0)
-        records = [record for record in records if record.priority == first]
         top = max([MAX_WEIGHT, *(record.weight for record in records)])
         found: list[Endpoint] = []
         for record in records:
             weight = max(1, record.weight * MAX_WEIGHT // top)
-            found += await self._addresses(str(record.target), record.port, weight, answer)
+            where = str(record.target), record.port
+            found += await self._addresses(*where, weight, record.priority, answer)
         return found
 
     async def _addresses(
-        self, name: str, port: int, weight: int, beside: Any = None
+        self, name: str, port: int, weight: int, priority: int, beside: Any = None
     ) -> list[Endpoint]:
         hosts = _additional(beside, name) if beside is not None else []
         if not hosts:
             both = await asyncio.gather(self._look(name, "A"), self._look(name, "AAAA"))
             hosts = [record.address for answer in both for record in answer or ()]
-        return [Endpoint(host, port, self._expected, weight, self._name.kind) for host in hosts]
+        kind = self._name.kind
+        return [Endpoint(host, port, self._expected, weight, kind, priority) for host in hosts]
 
     async def _look(self, name: str, kind: str) -> Any:
         """The answer; ``None`` where there is no such name or record."""

@@ -102,22 +102,24 @@ def look(zone: Zone, name: DnsName) -> tuple[Endpoint, ...]:
 
 
 def test_srv_records_tell_address_port_and_weight(zone: Zone) -> None:
-    """Of the lowest priority, weights in proportion; addresses that came along are taken, others
+    """With the priority, weights in proportion; addresses that came along are taken, others
     are asked for; the identity is the configured one."""
     zone.records = [
         (SRV.name, "SRV", "1 100 8443 a.example."),
         (SRV.name, "SRV", "1 50 8444 b.example."),
         (SRV.name, "SRV", "1 0 8445 a.example."),
         (SRV.name, "SRV", "2 100 9999 spare.example."),
+        ("spare.example.", "A", "10.0.0.9"),
         ("b.example.", "A", "10.0.0.2"),
         ("b.example.", "AAAA", "fd00::2"),
     ]
     zone.additional = [("A.example.", "A", "10.0.0.1")]
     assert look(zone, SRV) == (
-        Endpoint("10.0.0.1", 8443, TAX, 100),
-        Endpoint("10.0.0.1", 8445, TAX, 1),
-        Endpoint("10.0.0.2", 8444, TAX, 50),
-        Endpoint("fd00::2", 8444, TAX, 50),
+        Endpoint("10.0.0.1", 8443, TAX, 100, priority=1),
+        Endpoint("10.0.0.1", 8445, TAX, 1, priority=1),
+        Endpoint("10.0.0.2", 8444, TAX, 50, priority=1),
+        Endpoint("10.0.0.9", 9999, TAX, 100, priority=2),
+        Endpoint("fd00::2", 8444, TAX, 50, priority=1),
     )
 
 
@@ -211,6 +213,28 @@ def test_calls_go_where_dns_says_and_only_to_whom_the_configuration_names(
                     client.get(f"https://{host}/")
 
 
+def test_the_next_priority_is_called_when_the_lowest_cannot_be_reached(
+    authority: Authority, mesh: StaticMesh, driver: Driver, zone: Zone
+) -> None:
+    """And not before: RFC 2782."""
+    with (
+        serving(authority, answering(b"spare")) as spare,
+        serving(authority, answering(b"first")) as first,
+    ):
+        zone.records = [
+            (SRV.name, "SRV", f"10 1 {first.port} a.example."),
+            (SRV.name, "SRV", f"20 1 {spare.port} a.example."),
+            ("a.example.", "A", "127.0.0.1"),
+        ]
+        resolver = zone.resolver(tax=SRV)
+        with resolver, driver.client(mesh, resolver=resolver) as client:
+            assert {client.get("https://tax/").text for _ in range(20)} == {"first"}
+            first.__exit__()
+            headers = {"connection": "close"}
+            found = [client.get("https://tax/", headers=headers).text for _ in range(20)]
+            assert set(found) == {"spare"}
+
+
 def test_what_was_not_configured_is_refused(zone: Zone) -> None:
     """Names, scopes and queries that DNS was not told of are errors at once; so is an identity
     that is none."""
@@ -269,7 +293,7 @@ def test_a_real_consul_is_asked_by_dns() -> None:
         names = {"tax": DnsName("tax.connect.consul.", TAX)}
         with DnsResolver(names, nameservers=["127.0.0.1"], port=port) as resolver:
             resolver.wait(Upstream("tax"), PATIENCE)
-            both = tuple(Endpoint("127.0.0.1", 8000 + number, TAX) for number in (1, 2))
+            both = tuple(Endpoint("127.0.0.1", port, TAX, priority=1) for port in (8001, 8002))
             assert resolver.resolve(Upstream("tax")) == both
             agent.put("/v1/agent/service/deregister/tax-1").raise_for_status()
             began = time.monotonic()

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..identity import ServiceId
@@ -229,6 +229,7 @@ class Course:
 
     def _seat(self, place: Place, since: float | None) -> None:
         old, self._seats = self._seats, {}
+        tiers = _tiers(one for told in self._known.instances.values() for one in told)
         for told_at, instances in self._known.instances.items():
             for instance in instances:
                 endpoint = instance.endpoint
@@ -238,7 +239,7 @@ class Course:
                     seat = Seat(endpoint, since if told_at == place else None)
                 seat.endpoint = endpoint
                 here = self.manners.locality
-                seat.tier = here.tier(instance.locality) if here else 0
+                seat.tier = tiers[endpoint.priority] + (here.tier(instance.locality) if here else 0)
                 self._seats[key] = seat
         self.refresh()
         self._tell_endpoints()
@@ -305,6 +306,12 @@ class Course:
             if "counts as empty" in goal.why_none
         ]
         return tuple(dict.fromkeys(found))
+
+
+def _tiers(instances: Iterable[Instance]) -> dict[int, int]:
+    """The nearest tier of each priority: each has one for every tier of a locality."""
+    priorities = sorted({instance.endpoint.priority for instance in instances})
+    return {priority: rank * Locality.TIERS for rank, priority in enumerate(priorities)}
 
 
 def _key(instance: Instance) -> tuple[str, int, ServiceId]:

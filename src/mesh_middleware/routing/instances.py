@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from ..resolve import Endpoint, parse_health
 from .chain import Target
@@ -30,6 +30,7 @@ class Locality:
 
     region: str
     zone: str = ""
+    TIERS: ClassVar[int] = 3
 
     def tier(self, other: Locality | None) -> int:
         """0 for the same zone, 1 for the same region, 2 for everywhere else."""
