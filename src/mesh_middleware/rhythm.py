@@ -21,6 +21,8 @@ class Rhythm:
         answer_timeout: for an answer that does not block; and for the body of one that did.
         read_slack: that a held answer may be late, beyond the wait and Consul's own jitter.
         first_backoff: first wait after a failure, before jitter.
+        canary: that one question of each process is held at the most, more or less, so that
+            connections which died without a word are found out.
         sweep_every: between sweeps without a change: certificates of peers expire.
         keys_every: between early readings of keys, which any caller with a bad token can ask for.
         keys_retry: first wait after keys could not be read, before jitter.
@@ -30,6 +32,7 @@ class Rhythm:
     answer_timeout: float = 10.0
     read_slack: float = READ_SLACK
     first_backoff: float = FIRST_BACKOFF
+    canary: float = 10.0
     sweep_every: float = 5.0
     keys_every: float = 10.0
     keys_retry: float = 1.0

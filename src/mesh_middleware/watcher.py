@@ -24,7 +24,6 @@ from .config import Settings, near_misses
 from .consul import watch, wire
 from .consul.client import Answer, ConsulClient
 from .consul.intentions import parse_match
-from .consul.lookout import CANARY
 from .consul.rereading import MatchReader
 from .entries import EntryWatch
 from .exceptions import AgentAnswerError, MeshError
@@ -256,7 +255,7 @@ class Watcher:
             _demand_taken(self._belief.take_roots(roots))
 
         # The canary: agents answer it from memory. Not all processes together.
-        longest = CANARY * random.uniform(0.8, 1.2)
+        longest = self._rhythm.canary * random.uniform(0.8, 1.2)
         await self.follower.watch("roots", wire.roots_question(), take, longest=longest)
 
     async def _watch_leaf(self) -> None:

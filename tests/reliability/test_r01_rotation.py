@@ -6,6 +6,7 @@ import asyncio
 import ssl
 import time
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from cryptography import x509
@@ -27,6 +28,10 @@ LEAF_EVERY = 2.0 if LONG else 0.5
 RENEWALS = int(SECONDS / LEAF_EVERY)
 PAUSE = 0.5
 """Seconds between the requests of one connection; the connections are what is many."""
+WARM = 30.0 if LONG else 2.0
+"""Seconds after which the memory of the worker is that of one at work."""
+GROWTH = 1.5
+"""How many times as much it may have in the end."""
 GRACE = 2.0
 """Seconds after which no new connection is shown a leaf that was replaced."""
 
@@ -39,6 +44,7 @@ class Crowd:
         self.requests: Counter[str] = Counter()
         self.wrong: list[object] = []
         self.serials: list[tuple[float, int]] = []
+        self.memory: list[float] = []
         self._stop = asyncio.Event()
         self._identities = [
             Identity.of(*agent.issue(f"source-{number}")) for number in range(IDENTITIES)
@@ -55,6 +61,16 @@ class Crowd:
                 group.create_task(self._come_and_go(kind))
             group.create_task(self._call_ourselves())
             group.create_task(self._rotate())
+            group.create_task(self._weigh())
+
+    async def _weigh(self) -> None:
+        """How much memory the worker has, warm and in the end."""
+        tls = self._tls("h1", self._identities[0])
+        async with connect("h1", self.port, tls) as caller:
+            pid = (await caller.ask("/who"))[0].json["pid"]
+        for seconds in (WARM, SECONDS):
+            await self._pause(seconds)
+            self.memory.append(resident(pid))
 
     async def _rotate(self) -> None:
         rotations = {RENEWALS // 4, RENEWALS // 2, 3 * RENEWALS // 4}
@@ -121,6 +137,12 @@ class Crowd:
         return outsider_context(identity.pem, roots=self.agent.roots_pem, alpn=alpn)
 
 
+def resident(pid: int) -> float:
+    """Memory of a process in MiB."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0]) / 1024
+
+
 def serial_of(pem: str) -> int:
     """The serial number of the first certificate."""
     return x509.load_pem_x509_certificate(pem.encode()).serial_number
@@ -134,7 +156,8 @@ def test_r01_rotation_under_load(worker: str, agent: DevAgent, serve: Serve) -> 
 
     Who connects anew trusts the roots of that very moment, and looks which leaf it is shown: one
     that is served too early, or too long, fails. So does any failure of a connection or request,
-    those of our own client among them.
+    those of our own client among them. Dozens of connections a second come and go: in the long
+    form a worker that kept something of each would have a multiple of its memory in the end.
     """
     server = serve(STREAMS, worker_class=worker, backlog=1024, keep_alive_timeout=60,
                    keep_alive_max_requests=1_000_000)  # fmt: skip
@@ -145,4 +168,7 @@ def test_r01_rotation_under_load(worker: str, agent: DevAgent, serve: Serve) -> 
     assert all(crowd.requests[f"new {kind}"] > 5 for kind in CONNECTIONS), crowd.requests
     assert crowd.requests["ours"] > 5
     assert len(agent.state.ca.roots) == 4
+    warm, last = crowd.memory
+    print(f"{dict(crowd.requests)}; {warm:.1f} MiB after {WARM:g} s, {last:.1f} MiB in the end")
+    assert last < GROWTH * warm or not LONG
     assert "Traceback" not in server.output

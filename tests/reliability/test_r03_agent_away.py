@@ -10,9 +10,10 @@ from collections.abc import Callable
 import pytest
 
 from mesh_middleware import Mesh
-from mesh_middleware.consul.lookout import CANARY, SUSPECT_AFTER
+from mesh_middleware.consul.lookout import SUSPECT_AFTER
 from mesh_middleware.consul.watch import BROKEN
 from mesh_middleware.dev import DevAgent
+from mesh_middleware.rhythm import Rhythm
 
 from ..support.servers import HELD, PATIENCE, until
 from ..support.wire import Mode, Wire
@@ -96,12 +97,12 @@ def test_r03_connections_that_die_unseen_are_found_out(agent: DevAgent, join: Jo
     The agent was never away for anybody who asked. Nothing was due but the canary's answer.
     """
     with Wire(agent.url) as wire:
-        mesh = join(wire.url)
+        mesh = join(wire.url, rhythm=Rhythm(canary=1.0))
         assert mesh.ready(PATIENCE)
         until(lambda: agent.watching == HELD, "all questions held")
         wire.set("swallow")
         wire.set("pass")
-        assert act(agent, mesh, True) < 1.3 * CANARY + SUSPECT_AFTER + RECOVERY
+        assert act(agent, mesh, True) < 1.3 + SUSPECT_AFTER + RECOVERY
         mesh.close()
 
 

@@ -36,8 +36,6 @@ SCOUT_BACKOFF = 2.0
 """Longest wait in seconds between two of them."""
 SUSPECT_AFTER = 2.5
 """Seconds after which the scout knocks, without an answer that was due."""
-CANARY = 10.0
-"""Seconds that one question of each process is held at the most, more or less."""
 RENEWALS = 3
 RENEW_EVERY = 30.0
 """Everything is asked anew on mere suspicion `RENEWALS` times in so many seconds, at the most."""
