@@ -45,8 +45,6 @@ WARM_PART = 0.3
 HASTE = 8.0
 """How many times as much happens in it: an allocator that has seen many thousand requests, policies
 and leafs has what it needs, and asks for more only when something leaks."""
-WARM_SECONDS = 6.0
-"""At least: Hypercorn keeps the tasks of a connection that its peer has ended for five seconds."""
 MAX_SLOPE = 1.0
 """MiB per hour."""
 SLOPE_SECONDS = 240.0
@@ -306,8 +304,7 @@ def faults(samples: Sequence[Sample], failed: Mapping[str, int], garbage: int) -
 
 
 def _settled(samples: Sequence[Sample]) -> list[Sample]:
-    warm = max(WARM_SECONDS, WARM_PART * samples[-1].at)
-    return [sample for sample in samples if sample.at >= warm]
+    return [sample for sample in samples if sample.at >= WARM_PART * samples[-1].at]
 
 
 def _context(agent: DevAgent, name: str) -> ssl.SSLContext:
