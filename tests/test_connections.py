@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from mesh_middleware.consul import connections as module
 from mesh_middleware.consul.connections import Connections, Head, Request
 from mesh_middleware.exceptions import AgentAnswerError
 
 from .support.certs import Ca, plain_context
+from .support.steps import yield_times
 
 ASKED = Request("GET", "/v1/thing", [])
 MOST = 1000
@@ -172,15 +172,12 @@ def test_idle_connection_that_speaks_or_ends_is_not_used_again(said: bytes) -> N
     run(scenario)
 
 
-def test_connection_that_was_idle_for_long_is_not_used_again(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_connection_that_was_idle_for_long_is_not_used_again() -> None:
     """What stands between may have forgotten it, and would not say so."""
-    monkeypatch.setattr(module, "IDLE_SECONDS", -1.0)
 
     async def scenario() -> None:
         async with Server(answering(OK)) as server:
-            way = Connections(server.url)
+            way = Connections(server.url, idle_seconds=-1.0)
             await ask(way)
             await ask(way)
             assert len(server.connections) == 2
@@ -190,9 +187,8 @@ def test_connection_that_was_idle_for_long_is_not_used_again(
     run(scenario)
 
 
-def test_only_so_many_idle_connections_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_so_many_idle_connections_are_kept() -> None:
     """A burst of questions leaves no crowd of connections."""
-    monkeypatch.setattr(module, "MAX_IDLE", 2)
     all_there = asyncio.Barrier(5)
 
     async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -203,7 +199,7 @@ def test_only_so_many_idle_connections_are_kept(monkeypatch: pytest.MonkeyPatch)
 
     async def scenario() -> None:
         async with Server(converse) as server:
-            way = Connections(server.url)
+            way = Connections(server.url, most_idle=2)
             await asyncio.gather(*(ask(way) for _ in range(5)))
             await server.until(lambda: server.ended == 3)
             await way.close()
@@ -229,8 +225,7 @@ def test_question_that_is_given_up_takes_its_connection_along(tls: bool, ca: Ca)
             way = Connections(server.url, trusting, "agent")
             for rounds in range(40):
                 asking = asyncio.create_task(ask(way))
-                for _ in range(rounds):
-                    await asyncio.sleep(0)
+                await yield_times(rounds)
                 asking.cancel()
                 await asyncio.gather(asking, return_exceptions=True)
                 assert asking.cancelled()
@@ -264,7 +259,6 @@ def test_close_ends_what_is_under_way() -> None:
 
 def test_silent_address_does_not_use_up_the_time_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """An agent with several addresses is reached by the one that answers."""
-    monkeypatch.setattr(module, "CONNECT_TIMEOUT", 0.4)
 
     async def scenario() -> None:
         with socket.socket() as deaf:
@@ -272,7 +266,7 @@ def test_silent_address_does_not_use_up_the_time_of_all(monkeypatch: pytest.Monk
             deaf.listen(0)
             filling = [_begun(deaf.getsockname()) for _ in range(8)]
             async with Server(answering(OK)) as server:
-                way = Connections("http://agent.example:1")
+                way = Connections("http://agent.example:1", connect_timeout=0.4)
                 kind = (socket.AF_INET, socket.SOCK_STREAM, 0, "")
                 found = [
                     (*kind, where) for where in (deaf.getsockname(), ("127.0.0.1", server.port))

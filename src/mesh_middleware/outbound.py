@@ -90,7 +90,8 @@ class Outbound:
         def take(answer: Answer, regressed: bool) -> None:
             shaken = regressed or loop.time() < shaken_until
             if not upstream.take(answer.body, self._belief.trust_domain, shaken=shaken):
-                loop.call_later(SHAKEN_FOR if shaken else CRITICAL_FOR, upstream.concede)
+                patience = SHAKEN_FOR if shaken else CRITICAL_FOR
+                loop.call_later(patience, upstream.concede, upstream.doubt)
 
         def failed(error: MeshError) -> None:
             nonlocal shaken_until

@@ -45,7 +45,7 @@ class UpstreamWatch:
         self._awaited = False
         self._waiting: Chain | None = None
         self._listeners: list[UpstreamWatch] = []
-        self._emptied = False
+        self._emptied, self._doubt = False, 0
         self._body: object = None
         self._domain: str | None = None
         self._why = "the agent has not answered yet"
@@ -165,6 +165,8 @@ class UpstreamWatch:
         self._failing = False
         self._body, self._domain = body, trust_domain
         self._emptied = not found
+        # A doubt ends with the first answer that names somebody: the next one has its own time.
+        self._doubt += bool(found)
         # All still listed, and all critical at once: see `outbound.CRITICAL_FOR`.
         if self._emptied and (shaken or self._lists(body)) and self._instances:
             return False
@@ -198,9 +200,14 @@ class UpstreamWatch:
             self.rests = True
             self.end(why)
 
-    def concede(self) -> None:
-        """Believe that there is no instance, if that is still what the agent says."""
-        if self._emptied:
+    @property
+    def doubt(self) -> int:
+        """Which doubt it is that `take` told of; another one after the agent named somebody."""
+        return self._doubt
+
+    def concede(self, doubt: int) -> None:
+        """Believe that there is no instance, if the agent has said nothing else since *doubt*."""
+        if self._emptied and doubt == self._doubt:
             self.give((), _NONE)
 
     def give(self, endpoints: tuple[Endpoint, ...], why_none: str) -> None:

@@ -29,7 +29,7 @@ def test_r08_all_critical_at_once_is_not_believed_before_it_lasts() -> None:
     assert upstream.take(told("passing"), DOMAIN)
     assert not upstream.take(told("critical"), DOMAIN)
     assert len(upstream.wait(0.0)) == 1
-    upstream.concede()
+    upstream.concede(upstream.doubt)
     with pytest.raises(NoHealthyInstanceError):
         upstream.wait(0.0)
     assert upstream.take(told("passing"), DOMAIN)

@@ -117,15 +117,27 @@ class Connections:
         agent: ``http://``, ``https://`` or ``unix://`` address.
         context: for TLS; ``None`` for an agent without.
         server_name: verified in the agent's certificate; the host of *agent* unless given.
+        connect_timeout: seconds for dialling.
+        idle_seconds: that a connection is kept for another question.
+        most_idle: connections that are kept so.
     """
 
     def __init__(
-        self, agent: str, context: ssl.SSLContext | None = None, server_name: str = ""
+        self,
+        agent: str,
+        context: ssl.SSLContext | None = None,
+        server_name: str = "",
+        *,
+        connect_timeout: float = CONNECT_TIMEOUT,
+        idle_seconds: float = IDLE_SECONDS,
+        most_idle: int = MAX_IDLE,
     ) -> None:
         parts = urlsplit(agent)
         self._context, self._path = context, ""
         self._idle, self._open = list[_Connection](), set[_Connection]()
         self._closed = False
+        self._connect_timeout = connect_timeout
+        self._idle_seconds, self._most_idle = idle_seconds, most_idle
         if parts.scheme == "unix":
             # Consul's own clients send Host: localhost there.
             self._path, self._host, self._prefix = unquote(parts.path), "localhost", ""
@@ -150,7 +162,7 @@ class Connections:
             connection.ask(request, self._host, self._prefix, most)
             yield connection
         finally:
-            if connection.reusable() and len(self._idle) < MAX_IDLE and not self._closed:
+            if connection.reusable() and len(self._idle) < self._most_idle and not self._closed:
                 connection.since = asyncio.get_running_loop().time()
                 self._idle.append(connection)
             else:
@@ -170,7 +182,7 @@ class Connections:
         connection.abort()
 
     def _take_idle(self) -> _Connection | None:
-        until = asyncio.get_running_loop().time() - IDLE_SECONDS
+        until = asyncio.get_running_loop().time() - self._idle_seconds
         while self._idle:
             connection = self._idle.pop()
             if connection.since >= until and connection.reusable():
@@ -180,7 +192,7 @@ class Connections:
 
     async def _connect(self) -> _Connection:
         try:
-            async with asyncio.timeout(CONNECT_TIMEOUT):
+            async with asyncio.timeout(self._connect_timeout):
                 connection = await (self._dial_path() if self._path else self._dial_host())
         except TimeoutError:
             raise ConnectionError("no connection in time") from None
@@ -208,7 +220,7 @@ class Connections:
         for family, _, protocol, _, address in addresses:
             try:
                 # One that is silent must not use up the time of all.
-                async with asyncio.timeout(CONNECT_TIMEOUT / len(addresses)):
+                async with asyncio.timeout(self._connect_timeout / len(addresses)):
                     return await _dial(family, protocol, address)
             except OSError as error:
                 failed = error

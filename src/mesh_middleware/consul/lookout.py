@@ -51,6 +51,12 @@ def knock_backoff(knocks: int, dice: float) -> float:
     return max(SPACING, min(SCOUT_BACKOFF, 2.0 ** min(knocks - 1, 10)) * dice)
 
 
+def cancellations() -> int:
+    """How often the end of this very task was asked for."""
+    task = asyncio.current_task()
+    return task.cancelling() if task is not None else 0
+
+
 class AgentReturnedError(MeshError):
     """The agent was away and is back, or is another: what was asked has to be asked again."""
 
@@ -139,14 +145,16 @@ class Lookout:
         full = len(self._renewals) == RENEWALS
         left = self._renewals[0] + RENEW_EVERY - self._clock() if full else 0.0
         if left <= 0.0:
-            self._renewals.append(self._clock())
-            self._give_up(set(self._asking))
+            self._renew_now()
         elif self._later is None:
-            self._later = asyncio.get_running_loop().call_later(left, self._renew_later)
+            self._later = asyncio.get_running_loop().call_later(left, self._renew_now)
 
-    def _renew_later(self) -> None:
+    def _renew_now(self) -> None:
+        if self._later is not None:
+            self._later.cancel()
         self._later = None
-        self.renew()
+        self._renewals.append(self._clock())
+        self._give_up(set(self._asking))
 
     async def reachable(self) -> None:
         """Wait until the agent is not away."""
@@ -159,12 +167,13 @@ class Lookout:
         Raises:
             AgentReturnedError: the agent was away meanwhile, or is another; *work* was cancelled.
         """
-        asking = asyncio.ensure_future(work)
+        asking, wanted = asyncio.ensure_future(work), cancellations()
         self._asking.add(asking)
         try:
             return await asking
         except asyncio.CancelledError:
-            if asking in self._given_up:
+            # Who is cancelled in that very moment is not to go on.
+            if asking in self._given_up and cancellations() == wanted:
                 raise AgentReturnedError("asked of the agent as it was before") from None
             raise
         finally:

@@ -21,7 +21,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from .lookout import AgentReturnedError
+from .lookout import AgentReturnedError, cancellations
 from .watch import Cursor
 
 T = TypeVar("T")
@@ -90,12 +90,12 @@ class Shift:
             async with self._plain:
                 return await send(cursor.wait)
         async with self._places:
-            holding = asyncio.ensure_future(send(self.hold(cursor.wait)))
+            holding, wanted = asyncio.ensure_future(send(self.hold(cursor.wait))), cancellations()
             self._holding.add(holding)
             try:
                 return await holding
             except asyncio.CancelledError:
-                if holding in self._recalled:
+                if holding in self._recalled and cancellations() == wanted:
                     raise AgentReturnedError("others want a turn") from None
                 raise
             finally:
