@@ -152,6 +152,17 @@ def test_each_doubt_has_its_own_time(ca: Ca) -> None:
     assert follow(ca, plan, [12.0 + HAIR, end - HAIR, end + HAIR]) == [2, 2, 0]
 
 
+def test_who_is_watched_no_more_is_not_known_to_have_nobody(ca: Ca) -> None:
+    """A doubt ends with the watch: who calls anew waits for an answer, and hears of no verdict."""
+
+    upstream = UpstreamWatch(Upstream("tax"))
+    assert upstream.take(WELL, ca.roots().trust_domain)
+    assert not upstream.take(CRITICAL, ca.roots().trust_domain)
+    upstream.rest("nobody calls")
+    upstream.concede(upstream.doubt)
+    assert upstream.endpoints is None
+
+
 def test_a_doubt_is_not_prolonged_by_saying_it_again(ca: Ca) -> None:
     """Answers that change nothing come all the time."""
     plan = [(10.0 + number / 2, say(CRITICAL)) for number in range(8)]

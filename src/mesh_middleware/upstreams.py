@@ -191,6 +191,7 @@ class UpstreamWatch:
         """Nobody watches any more: nothing is known, so that nobody goes by what was."""
         with self._changed:
             self._awaited, self._why = True, why
+            self._emptied = False  # nothing is doubted any more, and nothing conceded later
             self.endpoints = self._instances = None
             self._changed.notify_all()
 
