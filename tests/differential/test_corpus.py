@@ -104,6 +104,24 @@ def test_where_envoy_refuses_the_configuration_everyone_is_denied(pattern: str) 
             assert (answer["allowed"], answer["reason"]) == (False, "bad_pattern")
 
 
+@pytest.mark.parametrize("end", ["\n", "\r", "\0"])
+def test_a_header_name_that_envoy_refuses_denies_everyone(end: str) -> None:
+    """Also where it would let the caller in: absent is what such a header always is."""
+    absent = written.permission(**written.header(f"x{end}role", Present=True, Invert=True))
+    late = [written.permission(PathExact="/v1"), {**absent, "Action": "deny"}]
+    vault = tokens.Vault(0)
+    for rules, refused in (([absent], True), (late, False)):
+        for caller in ("api", "web"):
+            given = [written.intention(Permissions=rules), written.intention("web")]
+            case = written.case("bad", given, "/v1", source=written.service(caller))
+            assert bool(envoy.complaint({"p": compare.filters(case, vault)})) is refused
+            exact, strict = (
+                compare.ask_us([case], name, vault, 0)[0] for name in ("envoy", "strict")
+            )
+            assert exact["allowed"] is not refused
+            assert strict["allowed"] is (not refused and caller == "web")
+
+
 @pytest.mark.parametrize("name", ["api(", "a[b", "a)b"])
 def test_a_source_that_is_no_pattern_denies_everyone(name: str) -> None:
     """A source's name goes into Envoy's pattern as it is: when that is bad, all are denied."""

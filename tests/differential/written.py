@@ -129,6 +129,15 @@ def _found() -> Iterator[Json]:
         for default_allow in (True, False):
             name = f"Kelvin {action} {default_allow}"
             yield case(name, rules, headers=[("x-key", "1")], default_allow=default_allow)
+    # Letters of a partition count for Envoy; whom an upper-case one means, strict does not guess.
+    for written in ("part", "Part", "Default"):
+        for caller in ("", "part", "Part", "default"):
+            for action in ("allow", "deny"):
+                rules = [intention(SourcePartition=written, Action=action)]
+                uri = service("api", partition=caller)
+                for default_allow in (True, False):
+                    name = f"partition {written} {caller} {action} {default_allow}"
+                    yield case(name, rules, source=uri, default_allow=default_allow)
     # A pattern between the budgets of Envoy and ours.
     large = "/v1|" + "a{1000}b{1000}" * 60
     yield case("a large pattern", [intention(Permissions=[permission(PathRegex=large)])], "/v1")

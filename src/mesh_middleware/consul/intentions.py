@@ -258,7 +258,7 @@ def _sides(fields: Mapping[str, Any]) -> _Sides:
         "source": _name(fields, "SourceName", None),
         "destination": _text(fields, "DestinationName", ""),
         "namespace": _name(fields, "SourceNS", "default"),
-        "partition": _name(fields, "SourcePartition", "default").lower(),
+        "partition": _name(fields, "SourcePartition", "default"),
         "peer": _text(fields, "SourcePeer", ""),
         "destination_namespace": _name(fields, "DestinationNS", "default"),
         "destination_partition": _name(fields, "DestinationPartition", "default"),

@@ -299,10 +299,17 @@ def read_by_envoy(permissions: Sequence[Permission]) -> tuple[Permission, ...]:
     return tuple(permissions)
 
 
+_NO_NAME = frozenset("\0\r\n")
+"""What Envoy takes in no header's name: it refuses the whole configuration, as for a pattern."""
+
+
 def permission_flaw(permission: Permission) -> Flaw | None:
-    """Tell why a permission cannot be judged: its own flaw, or that of one of its patterns."""
+    """Tell why a permission cannot be judged: its own flaw, or that of a pattern or name in it."""
     if permission.flaw is not None:
         return permission.flaw
+    for match in permission.headers:
+        if not _NO_NAME.isdisjoint(match.name):
+            return Flaw(Reason.BAD_PATTERN, f"header name {match.name!r}", everyone=True)
     patterns = [match.value for match in permission.headers if match.test == "regex"]
     if permission.path_test == "regex":
         patterns.append(permission.path)

@@ -45,6 +45,8 @@ MAX_STRANGERS = 1024
 WORDS = {
     "identity": "the caller is no service of this trust domain: refused, while Envoy's rules let "
     "it in",
+    "partition": "an intention names a partition in upper case, as no partition is called: whom it "
+    "is about is not known, so everyone is refused",
 }
 """Names of readings that concern who calls, and what they mean."""
 
@@ -191,9 +193,10 @@ class Policy:
         if type(source) is ServiceId and source.trust_domain == self.trust_domain:
             return self.decide_connection(source) if facts is None else self.decide(source, facts)
         let_in = self._decide_stranger(uri, facts)
-        if self.reading == "envoy" or not let_in.allowed:
-            return let_in if self.reading == "envoy" else self._refuse_stranger(source)
-        return replace(self._refuse_stranger(source), readings=("identity",))
+        if self.reading == "envoy":
+            return let_in
+        differing = ("identity",) if let_in.allowed else let_in.readings
+        return replace(self._refuse_stranger(source), readings=differing)
 
     def _decide_stranger(self, uri: str, facts: RequestFacts | None) -> Decision:
         """Judge as Envoy does, by rules that may or may not match the text of a SPIFFE ID."""
@@ -287,6 +290,11 @@ def _find_fatal(policy: Policy) -> Decision | None:
     for intention in policy.intentions:
         if intention.flaw is not None and intention.flaw.everyone:
             return decision(intention.flaw.reason, intention, detail=intention.flaw.detail)
+        if policy.reading == "strict" and intention.partition != intention.partition.lower():
+            # Envoy's patterns tell such letters apart, Consul's own comparison does not.
+            detail = f"SourcePartition {intention.partition!r}"
+            answer = Reason.UNREADABLE_SOURCE
+            return decision(answer, intention, readings=("partition",), detail=detail)
     tcp, default_allow = policy.protocol == "tcp", bool(policy.default_allow)
     for intention in sources.configured(policy._groups, policy._odd, default_allow, tcp=tcp):
         if flaw := source_flaw(sources.pattern(intention, policy.trust_domain)):

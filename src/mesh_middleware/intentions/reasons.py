@@ -201,8 +201,8 @@ ABOUT: dict[Reason, About] = {
     ),
     Reason.BAD_PATTERN: About(
         403,
-        "A regular expression is not valid RE2. Envoy would refuse the whole configuration, so "
-        "everyone is denied.",
+        "A regular expression is not valid RE2, or a header's name holds a NUL or a line's end. "
+        "Envoy would refuse the whole configuration, so everyone is denied.",
         "Correct the pattern: RE2 has no lookaround and no backreferences.",
     ),
     Reason.PATTERN_TOO_LARGE: About(
