@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
+import httpx
 import pytest
 
 from mesh_middleware.consul.connections import Connections, Head, Request
+from mesh_middleware.consul.transport import TransportWay
 from mesh_middleware.exceptions import AgentAnswerError
 
 from .support.certs import Ca, plain_context
@@ -419,3 +421,64 @@ def test_answer_over_the_limit_is_given_up(framing: str) -> None:
             await way.close()
 
     run(scenario)
+
+
+# -- a transport of one's own ----------------------------------------------------------------------
+
+
+class Parts(httpx.AsyncByteStream):
+    """A body in two parts; the second one may be an error."""
+
+    def __init__(self, last: bytes | httpx.HTTPError) -> None:
+        self._last = last
+        self.closed = False
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield b"o"
+        if isinstance(self._last, httpx.HTTPError):
+            raise self._last
+        yield self._last
+
+    async def aclose(self) -> None:
+        self.closed = True
+
+
+def by_transport(parts: Parts) -> tuple[Head, bytes]:
+    """One exchange by a transport that answers with *parts*."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        assert (request.method, request.url.raw_path) == ("GET", b"/v1/thing")
+        return httpx.Response(200, headers={"X-Consul-Index": "7"}, stream=parts)
+
+    async def scenario() -> tuple[Head, bytes]:
+        way = TransportWay(httpx.MockTransport(answer))
+        async with way.exchange(ASKED, MOST) as asking:
+            found = await asking.head(), await asking.body()
+        await way.close()
+        return found
+
+    return asyncio.run(scenario())
+
+
+def test_transport_of_ones_own_carries_questions() -> None:
+    """What it says is taken as what comes over the network."""
+    parts = Parts(b"k")
+    head, body = by_transport(parts)
+    assert (head.status, head.headers["x-consul-index"], body) == (200, "7", b"ok")
+    assert parts.closed
+
+
+def test_transport_of_ones_own_is_held_to_the_limit() -> None:
+    """As is the network; and its answer is given up."""
+    parts = Parts(b"x" * MOST)
+    with pytest.raises(AgentAnswerError, match="over 1000 bytes"):
+        by_transport(parts)
+    assert parts.closed
+
+
+def test_transport_of_ones_own_that_fails_is_a_broken_connection() -> None:
+    """Within the answer as before it."""
+    parts = Parts(httpx.ReadError("gone"))
+    with pytest.raises(ConnectionError, match="gone"):
+        by_transport(parts)
+    assert parts.closed
