@@ -10,6 +10,7 @@ import pytest
 from mesh_middleware import Mesh
 from mesh_middleware.certificates import check_chain
 from mesh_middleware.dev import DevAgent
+from mesh_middleware.exceptions import CertificateError
 
 from ..support.certs import OTHER_DOMAIN, TRUST_DOMAIN, Ca
 from ..support.servers import HELD, PATIENCE, until
@@ -54,8 +55,13 @@ class Observer:
         """Whether the leaf leads to the roots."""
         leaf, roots = new.leaf, new.roots  # type: ignore[attr-defined]
         if leaf is not None and roots is not None and old.generation != new.generation:  # type: ignore[attr-defined]
-            check_chain(leaf.chain_pem, roots, datetime.now(UTC))
-            self._seen.append((leaf.serial_number, True))
+            # What a plugin raises is told, and goes no further.
+            try:
+                check_chain(leaf.chain_pem, roots, datetime.now(UTC))
+            except CertificateError:
+                self._seen.append((leaf.serial_number, False))
+            else:
+                self._seen.append((leaf.serial_number, True))
 
 
 def signed_by_active(agent: DevAgent, mesh: Mesh) -> bool:

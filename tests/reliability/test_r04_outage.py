@@ -58,8 +58,6 @@ def test_r04_calls_go_on_until_the_leaf_expires(agent: DevAgent, join: Join, awa
 def test_r04_check_turns_critical_when_the_leaf_has_expired(agent: DevAgent, join: Join) -> None:
     """The agent takes heartbeats but issues no leaf: those who look for instances learn of it."""
     clock = Clock()
-    agent.faults.begin("fail", "leaf", count=0)
-    agent.faults.end()
     mesh = join(clock=clock, port=4711, check_ttl="0.3s")
     check = agent.state.services.checks
     until(
@@ -95,6 +93,10 @@ def test_r04_return_of_the_agent_ends_it(agent: DevAgent, join: Join) -> None:
     clock.set(73 * 3600.0)
     assert mesh.decide(peer(agent, clock), GET).reason is Reason.LEAF_EXPIRED
     clock.set(0.0)
+    old = mesh.snapshot.leaf
+    assert old is not None
     agent.renew("tax")
-    assert mesh.wait_for(lambda s: s.generation > 2, PATIENCE)
+    assert mesh.wait_for(
+        lambda s: s.leaf is not None and s.leaf.serial_number != old.serial_number, PATIENCE
+    )
     assert mesh.decide(peer(agent, clock), GET).allowed

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +11,8 @@ from mesh_middleware import Mesh
 from mesh_middleware.dev import DevAgent
 from mesh_middleware.intentions import HttpFacts
 
+from ..interop.callers import outsider_context
+from ..support.handshakes import Ends
 from ..support.servers import PATIENCE, until
 from .clock import Clock
 from .test_r04_outage import peer
@@ -42,11 +43,13 @@ def test_r13_without_a_file_no_handshake_succeeds_until_the_agent_is_there(
     mesh = join()
     until(lambda: mesh.status()["troubles"], "trouble")
     assert not mesh.ready() and mesh.snapshot.leaf is None
-    with socket.socket() as plain:
-        assert mesh.server_context().wrap_bio is not None, "delegates to an empty context"
-        plain.close()
+    order = outsider_context("".join(agent.issue("order")))
+    context = mesh.server_context()
+    refused = Ends(order, context).shake()
+    assert refused.server_error is not None and refused.client_error is not None
     agent.start()
     assert mesh.ready(5.0)
+    assert Ends(order, context).shake().well, "the same context, as a server has it"
 
 
 def test_r13_valid_file_serves_at_once(agent: DevAgent, join: Join, file: Path) -> None:

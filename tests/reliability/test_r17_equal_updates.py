@@ -42,11 +42,14 @@ def test_r17_answers_in_the_wrong_order_end_with_the_newest(agent: DevAgent, joi
     mesh = join()
     assert mesh.ready(PATIENCE)
     old: list[Answer] = []
+    later = 0
 
     async def repeat_once(request: Request) -> Answer | None:
-        if request.path.startswith("/v1/connect/intentions/match") and old:
-            return old.pop()
-        return None
+        nonlocal later
+        if not request.path.startswith("/v1/connect/intentions/match"):
+            return None
+        later += not old
+        return old.pop() if old else None
 
     agent.allow("web", "tax")
     assert mesh.wait_for(lambda s: len(s.intentions or ()) == 1, PATIENCE)
@@ -54,4 +57,6 @@ def test_r17_answers_in_the_wrong_order_end_with_the_newest(agent: DevAgent, joi
     agent.interpose = repeat_once
     old.append(replace(stale))
     agent.allow("order", "tax")
+    # The question that was held tells the newest, the next one is told the old answer.
+    until(lambda: not old and later, "the old answer, and another question")
     assert mesh.wait_for(lambda s: len(s.intentions or ()) == 2, PATIENCE)
