@@ -125,8 +125,9 @@ def test_an_instance_that_is_well_again_returns(
     manners(mesh, Manners(Breaking(base_time=0.5), retries=RETRIES), bad, good)
     with driver.client(mesh) as client:
         bad.behave("broken")
-        began = time.monotonic()
+        began = tried = time.monotonic()
         while not is_open(mesh, bad):
+            tried = time.monotonic()
             assert lost(driver, client, 1) == 0
         ejected = time.monotonic()
         bad.behave("well")
@@ -136,7 +137,7 @@ def test_an_instance_that_is_well_again_returns(
         returned = time.monotonic()
         print("seconds to eject", ejected - began)
         print("seconds to return", returned - ejected)
-        assert returned - ejected >= 0.45
+        assert returned - tried >= 0.5, "it was ejected within that call"
         before = bad.count
         assert lost(driver, client, 50) == 0
         assert bad.count > before
