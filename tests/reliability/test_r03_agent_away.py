@@ -69,6 +69,8 @@ def test_r03_agent_down_half_open_and_up(
     with Wire(agent.url) as wire:
         mesh = join(wire.url, port=4711)
         for name in UPSTREAMS:
+            # Without instances it would be watched for a minute, as nobody calls it.
+            agent.register({"Name": name, "Port": 1, "Connect": {"Native": True}})
             mesh.watch_upstream(name)
         assert mesh.ready(PATIENCE)
         for flap in range(FLAPS):
