@@ -1,26 +1,78 @@
 """
-Ends the HTTP/2 connections of Hypercorn (0.18) in order.
+Ends the connections of Hypercorn (0.18) in order, so that their end loses no request.
 
-Owns what is said when one ends. Hypercorn ends a connection that has had its requests
-(``keep_alive_max_requests``) under those that it has begun: they run, and are never answered; one
-that is idle is closed without a word. Here it says GOAWAY first, answers what it has begun, and
-refuses the rest in words by which every client may send it again. Knows nothing of the mesh.
+Owns what is said when one ends, and how long one waits then. Hypercorn ends an HTTP/2 connection
+that has had its requests (``keep_alive_max_requests``) under those that it has begun: they run, and
+are never answered. When the server ends, it closes what is idle at that moment without a word, and
+the request that is on its way is lost, sometimes with the answer before it (TCP resets a connection
+that is closed with something unread). Here HTTP/2 says GOAWAY first, answers what it has begun, and
+refuses the rest in words by which every client may send it again; HTTP/1.1 says with its last
+answer that it is the last; and an idle connection is closed a moment later, so that what was on its
+way is heard. Knows nothing of the mesh.
 
-Source: RFC 9113, 6.8 and 8.7.
+Source: RFC 9113, 6.8 and 8.7; RFC 9112, 9.6.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+LINGER = 0.5
+"""Seconds from the last word until the connection is closed: some round trips."""
+LOOK_EVERY = 0.02
+"""Seconds between two looks whether the other end has closed it, or has sent a request."""
 
-def end_in_order(protocol: Any) -> None:
+
+def end_in_order(http2: Any, http1: Any) -> None:
     """
-    Have connections that have had their requests, or whose server ends, answer what was begun.
+    Have connections that end answer what was begun.
 
     Args:
-        protocol: Hypercorn's class of them.
+        http2: Hypercorn's class of connections of HTTP/2.
+        http1: that of HTTP/1.1.
     """
+    _refuse_what_is_late(http2)
+    _keep_answering(http2)
+    _tell_the_last(http1)
+    _keep_what_was_promised(http1)
+
+
+def close_in_order(server: Any) -> None:
+    """
+    Have idle connections that are closed say so, and wait a moment.
+
+    Args:
+        server: Hypercorn's class for a connection of one kind of worker.
+    """
+    from hypercorn.protocol.h2 import H2Protocol
+
+    original = server._initiate_server_close
+
+    async def _initiate_server_close(self: Any) -> None:
+        inner, waits = self.protocol.protocol, self.context.terminated.is_set()
+        if isinstance(inner, H2Protocol):
+            waits = True
+            # What is on its way just now has a right to be sent again.
+            await _say_goaway(inner, inner.connection.highest_inbound_stream_id)
+        if waits and await _is_used_again(self, inner):
+            return  # once that is answered, it is idle again, and comes here again
+        await original(self)
+
+    server._initiate_server_close = _initiate_server_close
+
+
+async def _is_used_again(server: Any, inner: Any) -> bool:
+    for _ in range(round(LINGER / LOOK_EVERY)):
+        if getattr(server, "mesh_left", False):
+            break
+        if inner.stream is not None if hasattr(inner, "stream") else not inner.idle:
+            return True
+        await server.context.sleep(LOOK_EVERY)
+    return False
+
+
+def _refuse_what_is_late(protocol: Any) -> None:
     from h2.errors import ErrorCodes
     from h2.events import RequestReceived
 
@@ -48,25 +100,52 @@ def end_in_order(protocol: Any) -> None:
     protocol._handle_events = _handle_events
 
 
-def close_in_order(server: Any) -> None:
-    """
-    Have idle connections that are closed say so.
+def _keep_answering(protocol: Any) -> None:
+    original = protocol.__init__
 
-    Args:
-        server: Hypercorn's class for a connection of one kind of worker.
-    """
-    from hypercorn.protocol.h2 import H2Protocol
+    def __init__(self: Any, *args: Any, **options: Any) -> None:
+        original(self, *args, **options)
+        # After its own GOAWAY h2 can neither answer nor refuse; ours is said beside it.
+        self.connection.close_connection = lambda: None
 
-    original = server._initiate_server_close
+    protocol.__init__ = __init__
 
-    async def _initiate_server_close(self: Any) -> None:
-        inner = self.protocol.protocol
-        if isinstance(inner, H2Protocol):
-            # What is on its way just now has a right to be sent again.
-            await _say_goaway(inner, inner.connection.highest_inbound_stream_id)
-        await original(self)
 
-    server._initiate_server_close = _initiate_server_close
+def _tell_the_last(protocol: Any) -> None:
+    from hypercorn.protocol.events import Response
+
+    original = protocol.stream_send
+
+    async def stream_send(self: Any, event: Any) -> None:
+        if isinstance(event, Response) and self.context.terminated.is_set():
+            self.keep_alive_requests = math.inf  # as many as make it say "Connection: close"
+        await original(self, event)
+
+    protocol.stream_send = stream_send
+
+
+def _keep_what_was_promised(protocol: Any) -> None:
+    import h11
+    from hypercorn.events import Updated
+
+    original = protocol._maybe_recycle
+
+    async def _maybe_recycle(self: Any) -> None:
+        connection = self.connection
+        promised = getattr(connection, "our_state", None) is h11.DONE
+        if not (
+            self.context.terminated.is_set() and promised and connection.their_state is h11.DONE
+        ):
+            await original(self)
+            return
+        # Its answer began before the end, and did not say that it is the last.
+        await self._close_stream()
+        connection.start_next_cycle()
+        self.response = self.scope = None
+        await self.can_read.set()
+        await self.send(Updated(idle=True))
+
+    protocol._maybe_recycle = _maybe_recycle
 
 
 def _has_ended(protocol: Any) -> bool:

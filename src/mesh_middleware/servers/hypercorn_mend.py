@@ -50,10 +50,11 @@ class _NoTimer:
 def mend() -> None:
     """Repair the parts of Hypercorn that this worker has loaded; to be called before it serves."""
     from hypercorn.protocol.h2 import H2Protocol
+    from hypercorn.protocol.h11 import H11Protocol
 
     if not hasattr(H2Protocol, "mesh_mended"):
         _keep_streams(H2Protocol)
-        end_in_order(H2Protocol)
+        end_in_order(H2Protocol, H11Protocol)
     for name in ("asyncio", "trio"):
         loaded = sys.modules.get(f"hypercorn.{name}.tcp_server")
         if loaded is not None and not hasattr(loaded.TCPServer, "mesh_mended"):
@@ -78,6 +79,7 @@ def _forget_closed(server: Any) -> None:
 
     async def _read_data(self: Any) -> None:
         await original(self)
+        self.mesh_left = True
         timer, self.idle_task = self.idle_task, _NoTimer()
         await timer.stop()
 
