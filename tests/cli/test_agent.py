@@ -67,3 +67,22 @@ def test_a_port_that_is_taken_is_one_line(run: Run, mesh_agent: DevAgent) -> Non
     code, _, err = run("agent", "--port", str(mesh_agent.port))
     assert code == 2
     assert str(mesh_agent.port) in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--port", "99999"],
+        ["--port", "-1"],
+        ["--state", "/nowhere/agent.json"],
+        ["--state", "/"],
+        ["--datacenter", ""],
+        ["--datacenter", "a/b"],
+    ],
+    ids=" ".join,
+)
+def test_what_cannot_be_is_one_line(run: Run, words: list[str]) -> None:
+    """Exit code 2, nothing on standard output."""
+    code, out, err = run("agent", *words)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("mesh: ")

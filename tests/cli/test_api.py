@@ -118,6 +118,18 @@ def test_what_is_no_consul_is_named(
     assert err.count("\n") == 1 and "Traceback" not in err
 
 
+def test_rules_of_another_shape_are_listed_as_far_as_they_go(stack: ExitStack, run: Run) -> None:
+    """A newer Consul may know more; what is not understood is no traceback."""
+    rules = (
+        b'[{"Permissions": [1, {"HTTP": 7}, {"HTTP": {"Methods": [2], "Header": [3]}}]}, 5,'
+        b' {"SourceName": null, "Permissions": {}, "Precedence": "x"}]'
+    )
+    server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Answering)
+    prepare(server, 200, rules, stack)
+    code, out, err = run("intention", "list", "--agent", f"127.0.0.1:{server.server_address[1]}")
+    assert (code, err) == (0, "") and out.count("\n") >= 3
+
+
 def test_an_agent_behind_a_socket_file_is_reached(
     stack: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -146,17 +146,21 @@ def _words(rule: dict[str, Any]) -> str:
     permissions = rule.get("Permissions")
     if not isinstance(permissions, list):
         return str(rule.get("Action"))
-    return "; ".join(_permission_words(item) for item in permissions)
+    return "; ".join(_permission_words(_table_of(item)) for item in permissions)
+
+
+def _table_of(item: object) -> dict[str, Any]:
+    return item if isinstance(item, dict) else {}
 
 
 def _permission_words(permission: dict[str, Any]) -> str:
-    http = permission.get("HTTP") or {}
-    methods = ",".join(http.get("Methods") or ()) or "any method"
+    http = _table_of(permission.get("HTTP"))
+    methods = ",".join(map(str, http.get("Methods") or ())) or "any method"
     path = next(
         (f"{http[key]}{mark}" for key, mark in _PATHS.items() if key in http),
         "any path",
     )
-    headers = "".join(f" [{item.get('Name')}]" for item in http.get("Header") or ())
+    headers = "".join(f" [{_table_of(item).get('Name')}]" for item in http.get("Header") or ())
     return f"{permission.get('Action')} {methods} {path}{headers}"
 
 

@@ -7,6 +7,7 @@ HTTP. The rules are in `state` and below it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,6 +24,9 @@ from .routes_intentions import remove_intention, set_intention
 from .schemas import INTENTION, SERVICE
 from .server import AgentServer, check_loopback
 from .state import Clock, Options, State
+
+_DATACENTER = re.compile(r"[A-Za-z0-9_-]+")
+"""Source: Consul agent, ``datacenter``."""
 
 
 def _wall_clock() -> datetime:
@@ -47,7 +51,8 @@ class DevAgent:
         now: the clock, aware UTC.
 
     Raises:
-        ConfigError: the host is not loopback, or the state file is unusable.
+        ConfigError: the host is not loopback, the datacenter has no name, or the state file is
+            unusable.
     """
 
     def __init__(
@@ -67,6 +72,8 @@ class DevAgent:
         for policy in (default_policy, acl_default_policy or "allow"):
             if policy not in ("allow", "deny"):
                 raise ConfigError(f"default policy {policy!r}: must be 'allow' or 'deny'")
+        if not _DATACENTER.fullmatch(datacenter):
+            raise ConfigError(f"datacenter {datacenter!r}: letters, digits, _ and - are expected")
         self._host = check_loopback(host)
         options = Options(
             datacenter=datacenter.lower(),
@@ -80,7 +87,10 @@ class DevAgent:
         self.state = State(options, now)
         if self._path is not None:
             store.load(self.state, self._path)
-            store.save(self.state, self._path)
+            try:
+                store.save(self.state, self._path)
+            except OSError as error:
+                raise ConfigError(f"state file {self._path}: {error.strerror}") from None
         self.app = AgentApp(self.state, self._save)
         self._server = AgentServer(self.app, self._host, port)
 

@@ -133,10 +133,11 @@ class AgentServer:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listening.bind((self.host, self._wanted_port))
             listening.listen(256)
-        except OSError as error:
+        except (OSError, OverflowError) as error:
             listening.close()
+            why = getattr(error, "strerror", None) or error
             raise ConfigError(
-                f"the dev agent cannot listen on {self.host}:{self._wanted_port}: {error.strerror}"
+                f"the dev agent cannot listen on {self.host}:{self._wanted_port}: {why}"
             ) from None
         return listening
 
