@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import threading
+import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
@@ -275,3 +277,28 @@ def test_the_loop_is_not_blocked_while_the_mesh_joins(
     with serving(authority, answering()) as server:
         mesh.tell("tax", server.endpoint("tax"))
         driver.run(run, mesh.join)
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_a_call_over_httpcore_that_is_cancelled_at_any_step_leaves_no_socket(
+    authority: Authority, mesh: StaticMesh, loop: str
+) -> None:
+    """Where HTTP/2 is wanted httpcore connects: a handshake that is given up is closed at once."""
+
+    async def run() -> None:
+        for steps in range(60):
+            async with AsyncClient(mesh, http2=True) as client:
+                call = asyncio.ensure_future(client.get("https://tax/"))
+                await yield_times(steps)
+                call.cancel()
+                await asyncio.gather(call, return_exceptions=True)
+            await yield_times(3)
+
+    with serving(authority, answering()) as server, Driver(loop).running() as driver:
+        mesh.tell("tax", server.endpoint("tax"))
+        gc.collect()
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always", ResourceWarning)
+            driver.run(run)
+            gc.collect()
+        assert [str(warning.message) for warning in told] == []

@@ -186,8 +186,13 @@ class _AsyncDialled(_AsyncWrapped):
         self._known = known
 
     async def start_tls(self, *args: Any, **options: Any) -> httpcore.AsyncNetworkStream:
-        made = await self._stream.start_tls(*args, **options)
-        found: httpcore.AsyncNetworkStream = self._known.meet(made, _AsyncFramed)
+        try:
+            made = await self._stream.start_tls(*args, **options)
+            found: httpcore.AsyncNetworkStream = self._known.meet(made, _AsyncFramed)
+        except BaseException:
+            # httpcore does so for errors; for a cancellation it forgets the socket.
+            await self._stream.aclose()
+            raise
         return found
 
 
