@@ -24,7 +24,8 @@ BEGUN = """
 import os
 import time
 
-print(f"application of {os.getpid()} begins at {time.monotonic()}", flush=True)
+# At once: what two workers print may be mixed, even within a line.
+os.write(1, f"application of {os.getpid()} begins at {time.monotonic()}\\n".encode())
 """
 
 
