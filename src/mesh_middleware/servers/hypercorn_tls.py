@@ -13,6 +13,7 @@ gets a default executor that does, so that the peer reaches the application's th
 from __future__ import annotations
 
 import asyncio
+import atexit
 import concurrent.futures
 import contextlib
 import contextvars
@@ -363,8 +364,10 @@ def _end(message: str) -> NoReturn:
     if event is not None:
         event.set()
         _fail_parent(event)
-    if multiprocessing.parent_process() is not None and find_application() is not None:
-        # The loop runs: trio would wrap an exit in groups, and print those.
+    config, worker = find_config(), multiprocessing.parent_process() is not None
+    if worker and find_application() is not None and config.worker_class == "trio":
+        # Its loop runs, and would wrap an exit in groups and print those.
+        atexit._run_exitfuncs()
         sys.stdout.flush()
         os._exit(1)
     raise SystemExit(1)
