@@ -1,4 +1,4 @@
-"""The application that the scenarios call: quick answers, slow ones, streams, WebSockets."""
+"""The applications that the scenarios call: answers quick, slow and large, streams, WebSockets."""
 
 from __future__ import annotations
 
@@ -104,4 +104,23 @@ async def slow(request):
 
 app = Starlette(routes=[Route("/slow", slow)])
 app.add_middleware(MeshAuthz)
+"""
+
+TAKES = """
+from flask import Flask, request
+from mesh_middleware import MeshNative
+
+app = Flask(__name__)
+MeshNative(app)
+
+
+@app.post("/up")
+def up():
+    return str(len(request.data))
+
+
+@app.get("/large")
+def large():
+    "More than the buffers between the two take."
+    return "x" * 30_000_000
 """

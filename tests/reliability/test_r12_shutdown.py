@@ -19,7 +19,7 @@ from ..interop.test_hypercorn import caller, healthy, registered
 from ..support.listening import close_server
 from ..support.servers import PATIENCE, Hypercorn, until
 from ..support.steps import yield_once
-from .apps import SLOW, STREAMS
+from .apps import SLOW, STREAMS, TAKES
 from .test_r10_live import drained, h1_stream_ends, websocket
 
 IN_FLIGHT = 100
@@ -159,6 +159,41 @@ def test_r12_live_streams_are_ended_in_time(worker: str, agent: DevAgent, serve:
     took = asyncio.run(streams(agent, server))
     assert took < 4.0 * STREAMS_END + 3.0
     assert server.wait_end(15.0) == 0
+    assert registered(agent) == {}
+
+
+UPLOAD = (
+    b"POST /up HTTP/1.1\r\nHost: tax\r\nExpect: 100-continue\r\nContent-Length: 100\r\n\r\nhalf"
+)
+ANSWER = b"GET /large HTTP/1.1\r\nHost: tax\r\n\r\n"
+
+
+async def stall(agent: DevAgent, server: Hypercorn, request: bytes) -> int:
+    """Send *request*, read no more than the first head, then send the signal; the exit code."""
+    tls = outsider_context(caller(agent).pem)
+    reader, writer = await asyncio.open_connection(HOST, server.port(), ssl=tls)
+    writer.write(request)
+    await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), PATIENCE)
+    server.signal(signal.SIGTERM)
+    code = await asyncio.to_thread(server.wait_end, 15.0)
+    writer.transport.abort()
+    return code
+
+
+@pytest.mark.timeout(90)
+@pytest.mark.parametrize("request_", [UPLOAD, ANSWER], ids=["upload", "answer"])
+@pytest.mark.parametrize("worker", ["asyncio", "uvloop"])
+def test_r12_a_peer_that_stalls_does_not_keep_the_server(
+    worker: str, request_: bytes, agent: DevAgent, serve: Serve
+) -> None:
+    """
+    One that stops in its upload, or does not read its answer: cut when the term is over.
+
+    Without that asyncio waits for it for ever from Python 3.12 on, and uvloop for 30 s.
+    """
+    server = serve(TAKES, worker_class=worker, graceful_timeout=1)
+    healthy(agent, 1)
+    assert asyncio.run(stall(agent, server, request_)) == 0
     assert registered(agent) == {}
 
 

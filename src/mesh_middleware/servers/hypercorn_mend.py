@@ -1,23 +1,32 @@
 """
 Mends what lets one peer end the requests of others in Hypercorn (0.18), or fill its memory.
 
-Owns three repairs. In HTTP/2, bytes that arrive for a stream that has been answered already raise a
+Owns four repairs. In HTTP/2, bytes that arrive for a stream that has been answered already raise a
 ``KeyError``, which ends every other stream of the connection; each refused upload is such a
 stream. And on the trio worker whatever a connection raises ends the whole server: a ``:path`` that
 is not ASCII is enough, from a peer whom no intention allows. And a connection that its peer has
-closed is kept, 50 to 100 KiB each, until it would have been idle for too long. (What is said when a
+closed is kept, 50 to 100 KiB each, until it would have been idle for too long. And on the asyncio
+worker a server that ends waits without limit for a peer that holds its connection, from Python 3.12
+on: one that stops in the middle of its upload, or does not read its answer. (What is said when a
 connection ends is `hypercorn_ends`'.) Knows nothing of the mesh.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
+import socket
 import sys
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from .hypercorn_ends import close_in_order, end_in_order
 
 _log = logging.getLogger("mesh_middleware.server")
+
+_Open = WeakKeyDictionary[asyncio.StreamWriter, Any]
+"""Connections, each with its socket."""
 
 
 class _Answered:
@@ -62,6 +71,8 @@ def mend() -> None:
             close_in_order(loaded.TCPServer)
             if name == "trio":
                 _outlive_connections(loaded.TCPServer)
+            else:
+                _end_in_time(loaded.TCPServer)
 
 
 def _keep_streams(protocol: Any) -> None:
@@ -96,6 +107,45 @@ def _outlive_connections(server: Any) -> None:
             _log.warning("a connection ended by an error of the server: %s", _name(group))
 
     server.run = run
+
+
+def _end_in_time(server: Any) -> None:
+    # Hypercorn awaits `asyncio.Server.wait_closed` before its graceful timeout begins. Until Python
+    # 3.11 that returned at once; since 3.12.1 it waits until the last connection has ended, and
+    # that of a peer that takes nothing does not end by being closed.
+    original = server.run
+
+    async def run(self: Any) -> None:
+        connections = _open_of(self.context, self.config.graceful_timeout)
+        connections[self.writer] = self.writer.get_extra_info("socket")
+        await original(self)
+
+    server.run = run
+
+
+def _open_of(context: Any, term: float) -> _Open:
+    """The connections of one worker, which are cut *term* seconds after its end has begun."""
+    found: _Open | None = getattr(context, "mesh_open", None)
+    if found is not None:
+        return found
+    made: _Open = WeakKeyDictionary()
+    context.mesh_open = made
+    begin = context.terminated.set
+
+    async def begin_end() -> None:
+        await begin()
+        asyncio.get_running_loop().call_later(term, _cut, made)
+
+    context.terminated.set = begin_end
+    return made
+
+
+def _cut(connections: _Open) -> None:
+    for writer, plain in list(connections.items()):
+        writer.transport.abort()
+        # In vain at asyncio's TLS, once it was closed twice; uvloop's sockets cannot be shut down.
+        with contextlib.suppress(OSError, TypeError):
+            plain.shutdown(socket.SHUT_RDWR)
 
 
 def _name(error: BaseException) -> str:
