@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -68,6 +71,34 @@ def test_a_command_on_a_page_exists(run: Run, line: str) -> None:
     words = line.split()
     depth = 2 if words[0] == "intention" else 1
     assert run(*words[:depth], "--help")[0] == 0
+
+
+EVERY = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *PAGES]
+OTHERS = {"MESH_BIND", "MESH_DECISION_LOG"}
+"""Variables of the server's door and of the plugin."""
+
+
+def test_variables_on_the_pages_are_settings() -> None:
+    """A misspelt one would have no effect."""
+    named = {name for page in EVERY for name in re.findall(r"\bMESH_[A-Z_]+\b", page.read_text())}
+    assert len(named) > 5
+    assert named - OTHERS <= {f"MESH_{name.upper()}" for name in NAMES}
+
+
+def test_hypercorn_on_the_pages_takes_what_it_is_given() -> None:
+    """Each option of a ``hypercorn`` line is one of that command's, and its module is there."""
+    asked = [sys.executable, "-m", "hypercorn", "--help"]
+    known = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=True).stdout
+    lines = [
+        line.split("#")[0]
+        for page in EVERY
+        for line in re.findall(r"^(?:\$| ) .*?hypercorn (--.*)$", page.read_text(), re.MULTILINE)
+    ]
+    assert len(lines) > 10
+    given = {word for line in lines for word in re.findall(r"--?[a-z][\w-]*(?==| |$)", line)}
+    assert {word for word in given if f"{word} " not in known and word.startswith("--")} == set()
+    modules = {name for line in lines for name in re.findall(r"python:(\S+)", line)}
+    assert modules and all(importlib.util.find_spec(name) for name in modules)
 
 
 @pytest.mark.parametrize(
