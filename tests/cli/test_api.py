@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import socketserver
 import ssl
 import threading
@@ -142,10 +143,13 @@ def test_an_agent_behind_a_socket_file_is_reached(
     assert server.seen["Authorization"].startswith("Basic ")  # type: ignore[attr-defined]
 
 
+# httpcore (1.0) does not close a socket whose file is missing: the collector does, here.
+@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
 def test_a_socket_file_that_is_missing_is_named(run: Run, tmp_path: Path) -> None:
     """Not the host name that stands for it in HTTP."""
     code, _, err = run("status", "--agent", f"unix://{tmp_path}/nowhere")
     assert code == 1 and f"unix://{tmp_path}/nowhere: [Errno 2] No such file" in err
+    gc.collect()
 
 
 @pytest.fixture

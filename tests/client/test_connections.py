@@ -767,6 +767,8 @@ def test_a_refused_certificate_is_told(
             client.get("https://tax/")
 
 
+# From Python 3.12 on a fork beside threads is warned of, and that is what this test is about.
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 @pytest.mark.parametrize("kind", ["sync", "asyncio"])
 def test_a_child_process_makes_connections_of_its_own(
     authority: Authority, mesh: StaticMesh, kind: str

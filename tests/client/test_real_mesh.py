@@ -189,6 +189,8 @@ def test_the_mesh_of_the_process_may_become_another(
     assert seen == ["order", "invoice"]
 
 
+# From Python 3.12 on a fork beside threads is warned of, and that is what this test is about.
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_child_process_finds_its_own_mesh(
     mesh_agent: DevAgent,
     join: Callable[..., Mesh],

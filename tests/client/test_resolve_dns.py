@@ -254,6 +254,8 @@ def test_what_was_not_configured_is_refused(zone: Zone) -> None:
         DnsResolver({"tax": DnsName("tax.example.", "spiffe://x/y")})
 
 
+# From Python 3.12 on a fork beside threads is warned of, and that is what this test is about.
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_it_closes_twice_and_starts_again(zone: Zone) -> None:
     """Its thread ends with it; who asks afterwards starts another. A child process has its own."""
     zone.records = [("tax.example.", "A", "10.0.0.1")]
