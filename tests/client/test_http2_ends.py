@@ -359,6 +359,19 @@ def test_goaway_is_kept_from_the_library_however_it_comes(size: int) -> None:
     assert frames.resets() == frame(0x3, 7, REFUSED_STREAM.to_bytes(4))
 
 
+def test_resets_do_not_come_between_headers_and_their_continuation() -> None:
+    """Nothing may stand there. Source: RFC 9113, 6.10."""
+    frames = Frames()
+    for stream in (1, 3, 5):
+        frames.opened(stream)
+    begun, ended = frame(0x1, 1, b"h"), frame(0x9, 1, b"h")
+    ended = ended[:4] + b"\x04" + ended[5:]
+    assert frames.take(AWAY + begun) == begun
+    assert frames.resets() == b""
+    assert frames.take(ended) == ended
+    assert frames.resets() == RESETS
+
+
 def test_frames_that_are_none_are_the_librarys_business() -> None:
     """A GOAWAY too short or too long to be one passes, for h2 to complain about."""
     frames = Frames()

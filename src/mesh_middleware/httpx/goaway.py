@@ -20,8 +20,8 @@ HEAD = 9
 """Bytes of a frame's head. Source: RFC 9113, 4.1."""
 MAX_KEPT = 16384
 """Bytes of a frame that is looked into at most: the largest that we allow a peer."""
-DATA, HEADERS, RST_STREAM, GOAWAY, WINDOW_UPDATE = 0x0, 0x1, 0x3, 0x7, 0x8
-END_STREAM = 0x1
+DATA, HEADERS, RST_STREAM, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0x0, 0x1, 0x3, 0x7, 0x8, 0x9
+END_STREAM, END_HEADERS = 0x1, 0x4
 REFUSED_STREAM = 0x7
 """Error code: nothing was processed. Source: RFC 9113, 7."""
 ROOM = 2**24
@@ -47,6 +47,7 @@ class Frames:
         self._given_up: set[int] = set()
         self._opened = self._told = 0
         self._passing, self._rest = 0, b""
+        self._in_headers = False
 
     def opened(self, stream: int) -> None:
         """Note that *stream* was opened: its head is on the way, its body follows."""
@@ -85,6 +86,8 @@ class Frames:
             else:
                 if kind in (DATA, HEADERS) and data[at + 4] & END_STREAM:
                     self._answered |= self._uploading & {stream}
+                if kind in (HEADERS, CONTINUATION):
+                    self._in_headers = not data[at + 4] & END_HEADERS
                 seen.append(data[at:end])
                 self._passing = max(0, end - len(data))
             at = min(end, len(data))
@@ -113,9 +116,10 @@ class Frames:
 
     def resets(self) -> bytes:
         """Tell the library of the streams that will not be processed, each once; else empty."""
-        # Between two frames only: what was given last may have been half of one.
-        if self.last is None or self._opened <= self._told or self._passing:
+        if self.last is None or self._opened <= self._told:
             return b""
+        if self._passing or self._in_headers:
+            return b""  # what was given last was half of a frame, or of a block of headers
         first, opened = (self._told + 1) | 1, self._opened
         self._told = opened
         return b"".join(
