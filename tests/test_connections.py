@@ -287,6 +287,19 @@ def test_silent_address_does_not_use_up_the_time_of_all(monkeypatch: pytest.Monk
     run(scenario)
 
 
+def test_name_is_looked_up_also_when_the_process_ends() -> None:
+    """Threads are begun no more by then, and the instance has yet to be deregistered."""
+
+    async def scenario() -> None:
+        async with Server(answering(OK)) as server:
+            way = Connections(f"http://localhost:{server.port}")
+            await asyncio.get_running_loop().shutdown_default_executor()
+            assert (await ask(way))[1] == b"ok"
+            await way.close()
+
+    run(scenario)
+
+
 def _begun(where: Any) -> socket.socket:
     """A connection that fills the queue of a server that accepts none."""
     sock = socket.socket()

@@ -205,6 +205,11 @@ class Watcher:
     def _run(self) -> None:
         try:
             asyncio.run(self._main())
+        except RuntimeError as error:
+            # All is done. Python 3.12 would only like a thread, to wait for those that looked up
+            # names, and begins none at the end of the process.
+            if "interpreter shutdown" not in str(error):
+                raise
         finally:
             self._running.set()
 

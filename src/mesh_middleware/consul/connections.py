@@ -233,7 +233,11 @@ class Connections:
             return socket.getaddrinfo(*where, type=socket.SOCK_STREAM, flags=numeric)
         except socket.gaierror:
             loop = asyncio.get_running_loop()
-            return await loop.getaddrinfo(*where, type=socket.SOCK_STREAM)
+            try:
+                return await loop.getaddrinfo(*where, type=socket.SOCK_STREAM)
+            except RuntimeError:
+                # The process ends, and begins no threads any more: nobody else waits for this one.
+                return socket.getaddrinfo(*where, type=socket.SOCK_STREAM)
 
 
 class _Connection(asyncio.Protocol):
