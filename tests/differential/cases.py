@@ -34,6 +34,8 @@ from .words import (
 _MADE_UP = ("x-forwarded-client-cert", "x-request-id")
 """Headers to which the proxy gives values that nobody can foresee."""
 
+_URI_PIECES = "/ // %2f . .. * api /svc/api /ns/default /ap/part ? # :80 @ - A ~ + ; [ $ |".split()
+
 _PIECES = (
     "/ / . .. ; \\ % %2e %2E %2f %5C %61 %25 %2 %zz ? a admin v1 = ~ { %7e ;x // %00 # @".split()
 )
@@ -55,9 +57,17 @@ def cases(seed: int, policies: int, requests: int) -> Iterator[Json]:
             yield {
                 "id": f"{seed}-{number}-{place}",
                 **policy,
-                "source_uri": rnd.choice(SOURCES[:5] if rnd.random() < 0.6 else SOURCES),
+                "source_uri": _source(rnd),
                 "request": _request(rnd, "JWT" in str(policy["intentions"])),
             }
+
+
+def _source(rnd: random.Random) -> str:
+    uri = rnd.choice(SOURCES[:5] if rnd.random() < 0.6 else SOURCES)
+    if rnd.random() < 0.04:
+        place = rnd.randrange(len("spiffe://"), len(uri) + 1)
+        uri = uri[:place] + rnd.choice(_URI_PIECES) + uri[place + rnd.choice((0, 0, 1)) :]
+    return uri
 
 
 def _policy(rnd: random.Random) -> Json:
@@ -110,7 +120,9 @@ def _intention(rnd: random.Random, tcp: bool, jwt: bool) -> Json:
         "ModifyIndex": 2,
     }
     if rnd.random() < 0.05:
-        item["SourcePartition"] = "part"
+        item["SourcePartition"] = rnd.choice(("part", "part", "Part"))
+    if rnd.random() < 0.06:
+        item["Precedence"] = rnd.randrange(1, 10)  # of an agent that ranks by other rules
     if rnd.random() < 0.04:
         item["SourcePeer"] = "cluster-02"
     if jwt and rnd.random() < 0.5:
@@ -148,6 +160,10 @@ def _permission(rnd: random.Random, jwt: bool) -> Json:
         http["Methods"] = rnd.sample(methods, rnd.choice((1, 2, 3)))
     if rnd.random() < 0.45 or not http:
         http["Header"] = [_header(rnd) for _ in range(rnd.choice((1, 1, 1, 2)))]
+        if rnd.random() < 0.15:  # several of one name
+            again = {**_header(rnd), "Name": http["Header"][0]["Name"].upper()}
+            if again["Name"].lower() not in _MADE_UP:
+                http["Header"].append(again)
     permission: Json = {"Action": rnd.choice(("allow", "deny")), "HTTP": http}
     if jwt and rnd.random() < 0.3:
         permission["JWT"] = _demand(rnd)

@@ -12,7 +12,7 @@ from mesh_middleware.intentions import headers, paths, policy, program, wire
 from . import cases, compare, envoy, tokens, written
 from .words import TRUST_DOMAIN, Json
 
-SEED = 20_261_121
+SEED = 20_261_122
 POLICIES = 110
 REQUESTS = 25
 

@@ -294,8 +294,9 @@ RULE_HEADERS = (
 Host :authority :path :method :scheme cookie authorization Content-Type accept user-agent
 connection upgrade te expect keep-alive transfer-encoding content-length x-forwarded-for
 x-forwarded-proto x-request-id x-forwarded-client-cert x-envoy-internal x-envoy-max-retries
-x-envoy-original-path x-envoy-foo http2-settings origin forwarded
+x-envoy-original-path x-envoy-foo http2-settings origin forwarded (x) :protocol :foo
 """.split()
+    + ["x role", "x-role ", "x-role,x-a", "é", ":Authority"]
 )
 
 RULE_VALUES = (
