@@ -28,9 +28,9 @@ LEAF_EVERY = 2.0 if LONG else 0.5
 RENEWALS = int(SECONDS / LEAF_EVERY)
 PAUSE = 0.5
 """Seconds between the requests of one connection; the connections are what is many."""
-WARM = 30.0 if LONG else 2.0
+WARM = 15.0 if LONG else 2.0
 """Seconds after which the memory of the worker is that of one at work."""
-GROWTH = 1.5
+GROWTH = 1.25
 """How many times as much it may have in the end."""
 GRACE = 2.0
 """Seconds after which no new connection is shown a leaf that was replaced."""
