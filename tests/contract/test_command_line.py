@@ -16,7 +16,11 @@ from pathlib import Path
 
 import pytest
 
+from mesh_middleware.config import load_settings
+from mesh_middleware.consul.client import agent_context
+
 from ..support.consul import find_consul, free_ports
+from ..support.handshakes import Ends
 from .target import PATIENCE, Target
 
 
@@ -228,3 +232,24 @@ def call(tls: ssl.SSLContext, port: int) -> bytes:
                 return connection.recv(1000)
         except (ssl.SSLError, ConnectionError):
             return b""
+
+
+def test_certificates_of_consul_tls_are_strictly_right(tmp_path: Path) -> None:
+    """Those for an ``https`` agent: Python 3.13's contexts hold them to RFC 5280."""
+    for made in (["ca", "create"], ["cert", "create", "-server"]):
+        subprocess.run(
+            [find_consul(), "tls", *made],
+            cwd=tmp_path,
+            check=True,
+            stdout=subprocess.DEVNULL,
+            timeout=PATIENCE,
+        )
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    pair = [str(tmp_path / f"dc1-server-consul-0{end}.pem") for end in ("", "-key")]
+    server.load_cert_chain(*pair)
+    authority = str(tmp_path / "consul-agent-ca.pem")
+    client = agent_context(load_settings({"service": "tax", "ca_file": authority}))
+    client.verify_flags |= ssl.VERIFY_X509_STRICT
+    client.check_hostname = False
+    ends = Ends(client, server).shake()
+    assert ends.well, ends.client_error
