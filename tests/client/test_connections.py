@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 import threading
+import time
 import traceback
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -427,11 +428,13 @@ def test_a_slow_server_is_no_read_timeout(
         pause = threading.Event()
         for at in range(len(OK)):
             wire.send(OK[at : at + 1])
-            pause.wait(0.01)
+            pause.wait(0.03)
 
     with serving(authority, script) as server, driver.client(mesh) as client:
         mesh.tell("tax", server.endpoint("tax"))
-        assert client.get("https://tax/", timeout=httpx.Timeout(5, read=0.2)).text == "ok"
+        began = time.monotonic()
+        assert client.get("https://tax/", timeout=httpx.Timeout(5, read=1.0)).text == "ok"
+        assert time.monotonic() - began > 1.0, "all silences together are longer than it"
 
 
 @pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
