@@ -117,10 +117,20 @@ MeshNative(app)
 @app.post("/up")
 def up():
     return str(len(request.data))
+"""
+
+LARGE = """
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+from mesh_middleware import MeshAuthz
 
 
-@app.get("/large")
-def large():
+async def large(request):
     "More than the buffers between the two take."
-    return "x" * 30_000_000
+    return PlainTextResponse("x" * 30_000_000)
+
+
+app = Starlette(routes=[Route("/large", large)])
+app.add_middleware(MeshAuthz)
 """

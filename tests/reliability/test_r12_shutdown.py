@@ -19,7 +19,7 @@ from ..interop.test_hypercorn import caller, healthy, registered
 from ..support.listening import close_server
 from ..support.servers import PATIENCE, Hypercorn, until
 from ..support.steps import yield_once
-from .apps import SLOW, STREAMS, TAKES
+from .apps import LARGE, SLOW, STREAMS, TAKES
 from .test_r10_live import drained, h1_stream_ends, websocket
 
 IN_FLIGHT = 100
@@ -181,17 +181,21 @@ async def stall(agent: DevAgent, server: Hypercorn, request: bytes) -> int:
 
 
 @pytest.mark.timeout(90)
-@pytest.mark.parametrize("request_", [UPLOAD, ANSWER], ids=["upload", "answer"])
-@pytest.mark.parametrize("worker", ["asyncio", "uvloop"])
+@pytest.mark.parametrize(
+    ("worker", "app", "request_"),
+    [(worker, LARGE, ANSWER) for worker in ("asyncio", "uvloop", "trio")]
+    + [(worker, TAKES, UPLOAD) for worker in ("asyncio", "uvloop")],
+    ids=["asyncio-answer", "uvloop-answer", "trio-answer", "asyncio-upload", "uvloop-upload"],
+)
 def test_r12_a_peer_that_stalls_does_not_keep_the_server(
-    worker: str, request_: bytes, agent: DevAgent, serve: Serve
+    worker: str, app: str, request_: bytes, agent: DevAgent, serve: Serve
 ) -> None:
     """
     One that stops in its upload, or does not read its answer: cut when the term is over.
 
-    Without that asyncio waits for it for ever from Python 3.12 on, and uvloop for 30 s.
+    Without that trio waits for it for ever, asyncio from Python 3.12 on, and uvloop for 30 s.
     """
-    server = serve(TAKES, worker_class=worker, graceful_timeout=1)
+    server = serve(app, worker_class=worker, graceful_timeout=1)
     healthy(agent, 1)
     assert asyncio.run(stall(agent, server, request_)) == 0
     assert registered(agent) == {}

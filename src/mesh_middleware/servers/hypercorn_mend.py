@@ -5,10 +5,9 @@ Owns four repairs. In HTTP/2, bytes that arrive for a stream that has been answe
 ``KeyError``, which ends every other stream of the connection; each refused upload is such a
 stream. And on the trio worker whatever a connection raises ends the whole server: a ``:path`` that
 is not ASCII is enough, from a peer whom no intention allows. And a connection that its peer has
-closed is kept, 50 to 100 KiB each, until it would have been idle for too long. And on the asyncio
-worker a server that ends waits without limit for a peer that holds its connection, from Python 3.12
-on: one that stops in the middle of its upload, or does not read its answer. (What is said when a
-connection ends is `hypercorn_ends`'.) Knows nothing of the mesh.
+closed is kept, 50 to 100 KiB each, until it would have been idle for too long. And a server that
+ends waits without limit for a peer that does not read its answer, or that stops in the middle of
+its upload. (What is said when a connection ends is `hypercorn_ends`'.) Knows nothing of the mesh.
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ from .hypercorn_ends import close_in_order, end_in_order
 
 _log = logging.getLogger("mesh_middleware.server")
 
-_Open = WeakKeyDictionary[asyncio.StreamWriter, Any]
-"""Connections, each with its socket."""
+_Open = WeakKeyDictionary[Any, Any]
+"""Hypercorn's objects for connections, each with its socket."""
 
 
 class _Answered:
@@ -69,10 +68,9 @@ def mend() -> None:
         if loaded is not None and not hasattr(loaded.TCPServer, "mesh_mended"):
             _forget_closed(loaded.TCPServer)
             close_in_order(loaded.TCPServer)
+            _end_in_time(loaded.TCPServer)
             if name == "trio":
                 _outlive_connections(loaded.TCPServer)
-            else:
-                _end_in_time(loaded.TCPServer)
 
 
 def _keep_streams(protocol: Any) -> None:
@@ -110,17 +108,22 @@ def _outlive_connections(server: Any) -> None:
 
 
 def _end_in_time(server: Any) -> None:
-    # Hypercorn awaits `asyncio.Server.wait_closed` before its graceful timeout begins. Until Python
-    # 3.11 that returned at once; since 3.12.1 it waits until the last connection has ended, and
-    # that of a peer that takes nothing does not end by being closed.
+    # On asyncio, Hypercorn awaits `Server.wait_closed` before its graceful timeout begins. Until
+    # Python 3.11 that returned at once; since 3.12.1 it waits until the last connection has ended.
+    # On trio, what is sent is shielded from the end of that timeout.
     original = server.run
 
     async def run(self: Any) -> None:
-        connections = _open_of(self.context, self.config.graceful_timeout)
-        connections[self.writer] = self.writer.get_extra_info("socket")
+        _open_of(self.context, self.config.graceful_timeout)[self] = _socket_of(self)
         await original(self)
 
     server.run = run
+
+
+def _socket_of(server: Any) -> Any:
+    if hasattr(server, "writer"):
+        return server.writer.get_extra_info("socket")
+    return getattr(server.stream, "transport_stream", server.stream).socket
 
 
 def _open_of(context: Any, term: float) -> _Open:
@@ -134,16 +137,25 @@ def _open_of(context: Any, term: float) -> _Open:
 
     async def begin_end() -> None:
         await begin()
-        asyncio.get_running_loop().call_later(term, _cut, made)
+        try:
+            asyncio.get_running_loop().call_later(term, _cut, made)
+        except RuntimeError:
+            sys.modules["trio"].lowlevel.spawn_system_task(_cut_on_trio, term, made)
 
     context.terminated.set = begin_end
     return made
 
 
+async def _cut_on_trio(term: float, connections: _Open) -> None:
+    await sys.modules["trio"].sleep(term)
+    _cut(connections)
+
+
 def _cut(connections: _Open) -> None:
-    for writer, plain in list(connections.items()):
-        writer.transport.abort()
-        # In vain at asyncio's TLS, once it was closed twice; uvloop's sockets cannot be shut down.
+    for server, plain in list(connections.items()):
+        if hasattr(server, "writer"):
+            server.writer.transport.abort()
+        # Aborting is in vain at asyncio's TLS that was closed twice; uvloop's sockets refuse this.
         with contextlib.suppress(OSError, TypeError):
             plain.shutdown(socket.SHUT_RDWR)
 
