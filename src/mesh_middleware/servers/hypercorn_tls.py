@@ -61,6 +61,7 @@ HANDSHAKE_SECONDS = 10
 
 _WHERE = "the [mesh] table"
 _taught = False
+_spared = False
 _mistake = ""
 
 
@@ -294,8 +295,11 @@ def _carry_context() -> None:
 def _spare_collector() -> None:
     # What a worker has loaded by now, it keeps. Under load Python's collector would look through
     # all of it some times per second, and stop the loop each time for as long as that takes: 10 ms
-    # without much in it, more with every intention.
-    if gc.get_freeze_count() == 0:
+    # without much in it, more with every intention. (Python 3.12 has some frozen from its start:
+    # how many are frozen does not tell whether this was done.)
+    global _spared
+    if not _spared:
+        _spared = True
         gc.freeze()
 
 
