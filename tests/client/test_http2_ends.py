@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
 
+import anyio
 import h2.config
 import h2.connection
 import h2.events
@@ -389,3 +390,31 @@ def test_a_reset_without_error_after_the_answer_lets_the_rest_go() -> None:
     assert frames.take(answer + away)[len(answer) :][3] == 0x8
     frames.sent(1)
     assert frames.take(away) == away
+
+
+def test_a_call_that_is_given_up_is_told_and_disturbs_no_other(
+    mesh: StaticMesh, driver: Driver, serve: Start
+) -> None:
+    """The server hears that nobody waits (CANCEL), with the next request if not before."""
+    if not driver.is_async:
+        return  # threads do not share: the connection is closed
+    told: list[tuple[int, int]] = []
+
+    def script(talk: Talk) -> None:
+        for event in talk.events():
+            if isinstance(event, h2.events.StreamReset):
+                told.append((event.stream_id, int(event.error_code or 0)))
+            elif isinstance(event, h2.events.StreamEnded) and event.stream_id > 1:
+                talk.answer(event.stream_id)
+
+    _, running = serve(script)
+    with driver.client(mesh, http2=True) as client:
+
+        async def give_up() -> None:
+            with anyio.move_on_after(0.2):
+                await client.client.post("https://tax/", content=b"x")
+
+        driver.run(give_up)
+        for _ in range(3):
+            assert client.request("POST", "https://tax/", content=b"y").text == "ok"
+        assert (told, running.connections) == ([(1, 8)], 1)

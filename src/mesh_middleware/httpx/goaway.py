@@ -22,8 +22,8 @@ MAX_KEPT = 16384
 """Bytes of a frame that is looked into at most: the largest that we allow a peer."""
 DATA, HEADERS, RST_STREAM, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0x0, 0x1, 0x3, 0x7, 0x8, 0x9
 END_STREAM, END_HEADERS = 0x1, 0x4
-REFUSED_STREAM = 0x7
-"""Error code: nothing was processed. Source: RFC 9113, 7."""
+REFUSED_STREAM, CANCEL = 0x7, 0x8
+"""Error codes: nothing was processed; nobody wants it any more. Source: RFC 9113, 7."""
 ROOM = 2**24
 """Bytes of a body that may go to nobody: far from the 2**31 - 1 that a window may have."""
 _ID = 0x7FFFFFFF
@@ -45,6 +45,7 @@ class Frames:
         self._uploading: set[int] = set()
         self._answered: set[int] = set()
         self._given_up: set[int] = set()
+        self._cancelled = self._to_cancel = b""
         self._opened = self._told = 0
         self._passing, self._rest = 0, b""
         self._in_headers = False
@@ -63,6 +64,22 @@ class Frames:
         """Whether the server may have processed *stream*."""
         refused = stream in self._refused or (self.last is not None and stream > self.last)
         return not refused
+
+    def cancel(self, stream: int) -> None:
+        """
+        Note that nobody waits for *stream* any more: both ends are to forget it.
+
+        httpcore tells neither the server nor h2, and both would count it among those that are
+        open, until there are too many.
+        """
+        self.sent(stream)
+        reset = _frame(RST_STREAM, stream, CANCEL)
+        self._cancelled, self._to_cancel = self._cancelled + reset, self._to_cancel + reset
+
+    def cancelled(self) -> bytes:
+        """What the server is to be told of it, once."""
+        told, self._to_cancel = self._to_cancel, b""
+        return told
 
     def take(self, data: bytes) -> bytes:
         """
@@ -115,11 +132,15 @@ class Frames:
         return b""
 
     def resets(self) -> bytes:
-        """Tell the library of the streams that will not be processed, each once; else empty."""
-        if self.last is None or self._opened <= self._told:
-            return b""
+        """Tell the library of the streams that will not be answered, each once; else empty."""
         if self._passing or self._in_headers:
             return b""  # what was given last was half of a frame, or of a block of headers
+        told, self._cancelled = self._cancelled, b""
+        return told + self._refusals()
+
+    def _refusals(self) -> bytes:
+        if self.last is None or self._opened <= self._told:
+            return b""
         first, opened = (self._told + 1) | 1, self._opened
         self._told = opened
         return b"".join(

@@ -13,9 +13,12 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+import anyio
+
 from .goaway import Frames
 from .library import httpx
 from .pool import retirement
+from .stock_lanes import SpentError
 
 if TYPE_CHECKING or __package__ != "mesh_middleware.httpx2":
     import httpcore
@@ -24,10 +27,6 @@ else:
 
 LOOK_EVERY = 0.05
 """Seconds between two looks, after GOAWAY, whether streams were opened that nobody will answer."""
-
-
-class SpentError(httpx.RemoteProtocolError):
-    """The connection takes no more requests; this one was not sent."""
 
 
 class _Known:
@@ -202,6 +201,19 @@ class _AsyncFramed(_AsyncWrapped):
     def __init__(self, stream: httpcore.AsyncNetworkStream, frames: Frames) -> None:
         super().__init__(stream)
         self._frames = frames
+
+    async def write(
+        self,
+        buffer: bytes,
+        timeout: float | None = None,  # noqa: ASYNC109 - httpcore's signature
+    ) -> None:
+        # A call that is given up in the middle of a write would take the connection, and all other
+        # calls on it, with it: a part of a frame, or of a record of TLS, cannot be taken back.
+        with anyio.CancelScope(shield=timeout is not None):
+            if buffer:
+                # Between two frames: httpcore writes whole ones.
+                buffer += self._frames.cancelled()
+            await self._stream.write(buffer, timeout)
 
     async def read(
         self,

@@ -23,7 +23,7 @@ from .carrier import Answer
 from .errors import explain_failure
 from .journey import Journey
 from .library import httpx
-from .stock_lanes import MOST_SENDINGS, Lane, LaneKey, Lanes, Sending
+from .stock_lanes import MOST_SENDINGS, MOST_TRIES, Lane, LaneKey, Lanes, Sending
 from .upstreams import MeshLike, sni
 
 
@@ -71,6 +71,11 @@ def _raise(error: BaseException, sending: Sending, journey: Journey) -> None:
     if sending.begun and not sending.processed and isinstance(error, httpx.LocalProtocolError):
         text = f"{name} at {endpoint.address} refused the stream"
         raise httpx.RemoteProtocolError(text) from error
+    foreign = isinstance(error, Exception) and not isinstance(error, httpx.HTTPError)
+    if foreign and journey.outgoing.stream is None:
+        # httpcore's own, when a call beside this one was given up; a body's own errors stay.
+        text = f"{name} at {endpoint.address}: {type(error).__name__}: {error}"
+        raise httpx.RemoteProtocolError(text) from error
 
 
 class StockCarrier:
@@ -110,7 +115,8 @@ class StockCarrier:
             httpx.TransportError: as httpx.
         """
         key, theirs = _key(journey), journey.request.extensions.get("trace")
-        for left in reversed(range(MOST_SENDINGS)):
+        sent = 0
+        for left in reversed(range(MOST_TRIES)):
             sending = self._enter(key, journey)
             lane = sending.lane
 
@@ -124,11 +130,17 @@ class StockCarrier:
             except BaseException as error:
                 sending.failed(error)
                 self._leave(key, lane)
-                if left and sending.may_repeat(error, journey):
+                sent += sending.begun
+                if left and sent < MOST_SENDINGS and sending.may_repeat(error, journey):
                     continue
                 _raise(error, sending, journey)
                 raise
-        stream = _Stream(response.stream, lambda: self._leave(key, lane))
+
+        def leave(whole: bool) -> None:
+            lane.broken |= not whole
+            self._leave(key, lane)
+
+        stream = _Stream(response.stream, leave)
         headers, endpoint = response.headers.raw, journey.attempt.endpoint
         return Answer(response.status_code, headers, stream, response.extensions, endpoint)
 
@@ -205,7 +217,8 @@ class AsyncStockCarrier:
         """
         key = _key(journey) if self._http2 else LaneKey(journey.attempt.endpoint.expected, False)
         theirs = journey.request.extensions.get("trace")
-        for left in reversed(range(MOST_SENDINGS)):
+        sent = 0
+        for left in reversed(range(MOST_TRIES)):
             sending, closed = self._lanes.enter(key)
             lane = sending.lane
 
@@ -221,12 +234,15 @@ class AsyncStockCarrier:
             except BaseException as error:
                 sending.failed(error)
                 await self._leave(key, lane)
-                if left and sending.may_repeat(error, journey):
+                sent += sending.begun
+                if left and sent < MOST_SENDINGS and sending.may_repeat(error, journey):
                     continue
                 _raise(error, sending, journey)
                 raise
 
-        async def leave() -> None:
+        async def leave(whole: bool) -> None:
+            if not whole:
+                sending.cancel()
             await self._leave(key, lane)
 
         stream = _AsyncStream(response.stream, leave)
@@ -251,13 +267,15 @@ async def _close(lanes: list[Lane]) -> None:
 
 
 class _Stream(httpx.SyncByteStream):
-    def __init__(self, stream: Any, done: Callable[[], None]) -> None:
+    def __init__(self, stream: Any, done: Callable[[bool], None]) -> None:
         self._stream = stream
-        self._done: Callable[[], None] | None = done
+        self._done: Callable[[bool], None] | None = done
+        self._whole = False
         self.ended: Callable[[], None] | None = None
 
     def __iter__(self) -> Iterator[bytes]:
         yield from self._stream
+        self._whole = True
 
     def close(self) -> None:
         done, self._done = self._done, None
@@ -267,18 +285,20 @@ class _Stream(httpx.SyncByteStream):
             self._stream.close()
         finally:
             if done is not None:
-                done()
+                done(self._whole)
 
 
 class _AsyncStream(httpx.AsyncByteStream):
-    def __init__(self, stream: Any, done: Callable[[], Any]) -> None:
+    def __init__(self, stream: Any, done: Callable[[bool], Any]) -> None:
         self._stream = stream
-        self._done: Callable[[], Any] | None = done
+        self._done: Callable[[bool], Any] | None = done
+        self._whole = False
         self.ended: Callable[[], None] | None = None
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         async for part in self._stream:
             yield part
+        self._whole = True
 
     async def aclose(self) -> None:
         done, self._done = self._done, None
@@ -288,4 +308,4 @@ class _AsyncStream(httpx.AsyncByteStream):
             await self._stream.aclose()
         finally:
             if done is not None:
-                await done()
+                await done(self._whole)

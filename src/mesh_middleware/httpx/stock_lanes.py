@@ -30,10 +30,20 @@ MOST_REQUESTS = 900
 """Calls over one HTTP/2 connection: Hypercorn and nginx end it after 1,000."""
 MOST_SENDINGS = 5
 """Times that one attempt is sent, where the server has processed none of the others."""
+MOST_TRIES = 50
+"""Times that a connection is asked for, where nothing was sent over any of the others: who shares
+one with a call that is given up while it is made has to ask again."""
 BROKEN = (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError, httpx.LocalProtocolError)
 """What httpx raises when a connection ends under a request; the last, when its stream was reset."""
 
+_FINAL = (httpx.ConnectError, httpx.TimeoutException)
+_OPENED, _UNSURE = "http2.send_request_headers.complete", "http2.send_request_headers.failed"
+_BEGINS = "http2.send_connection_init.started"
 _SENT = ("http2.send_request_body.complete", "http2.send_request_body.failed")
+
+
+class SpentError(httpx.RemoteProtocolError):
+    """The connection takes no more requests; this one was not sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +78,8 @@ class Lane:
         self.calls = self.count = 0
         self.retired = self.broken = False
         self.idle_since = 0.0
+        self.first: Sending | None = None
+        """The call that makes the connection, until it is sent."""
         self._known = known
 
     @property
@@ -97,21 +109,44 @@ class Sending:
 
     def __init__(self, lane: Lane, idle: bool) -> None:
         self.lane = lane
-        self.begun, self._stream = False, 0
+        self.begun, self._opened, self._stream = False, False, 0
         self._heard: int | None = lane.frames.heard if idle and lane.frames else None
 
     def note(self, event: str, info: dict[str, Any]) -> None:
-        """Hear what httpcore does; its ``trace`` extension."""
-        if event.endswith(".send_request_headers.started"):
+        """
+        Hear what httpcore does; its ``trace`` extension.
+
+        Raises:
+            SpentError: the connection is not to be used.
+        """
+        if event == _BEGINS:
+            self.lane.first = self
+        elif event.endswith(".send_request_headers.started"):
+            # httpcore counts streams wrongly when the first call was given up in that moment.
+            if self.lane.first not in (None, self):
+                raise SpentError("the connection was not made to its end")
+            self.lane.first = None
             self.begun, self._stream = True, info.get("stream_id", 0)
-        elif event == "http2.send_request_headers.complete" and self.lane.frames is not None:
+        elif self.lane.frames is None:
+            pass
+        elif event == _OPENED or (
+            event == _UNSURE and not isinstance(info["exception"], Exception)
+        ):
+            # Who was given up while it waited to write has its head written by the next.
+            self._opened = True
             self.lane.frames.opened(self._stream)
-        elif event.startswith(_SENT) and self.lane.frames is not None:
+        elif event in _SENT:
             self.lane.frames.sent(self._stream)
 
     def failed(self, error: BaseException) -> None:
         """Leave the lane, if *error* may have been the end of its connection."""
-        self.lane.broken |= isinstance(error, httpx.TransportError)
+        self.lane.broken |= isinstance(error, Exception) or self.lane.first is self
+        self.cancel()
+
+    def cancel(self) -> None:
+        """Nobody waits for the answer any more."""
+        if self._opened:
+            self.lane.frames.cancel(self._stream)
 
     @property
     def processed(self) -> bool:
@@ -128,10 +163,13 @@ class Sending:
 
         Source: RFC 9113, 6.8 and 8.7; RFC 9110, 9.2.2.
         """
+        if not self.begun:
+            # httpcore may raise anything here when the call that made the connection was given up.
+            return isinstance(error, Exception) and not isinstance(error, _FINAL)
         if not isinstance(error, BROKEN):
             return False
         if not self.processed:
-            return not self.begun or journey.outgoing.stream is None
+            return journey.outgoing.stream is None
         frames = self.lane.frames
         stale = frames is not None and frames.heard == self._heard
         return stale and journey.outgoing.repeatable
