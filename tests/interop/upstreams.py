@@ -7,11 +7,12 @@ Owns the processes and the registrations. Everything is real: Consul, its proxy,
 from __future__ import annotations
 
 import json
+import socket
 import sys
 import threading
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -96,13 +97,23 @@ def plain_app(kind: str) -> Iterator[int]:
         def log_message(self, *_: Any) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    class Server(ThreadingHTTPServer):
+        # With the usual five a crowd is kept waiting for a second, and Consul's proxy gives up.
+        request_queue_size = 128
+
+    with Server(("127.0.0.1", 0), Handler) as server:
         server.daemon_threads = True
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         yield server.server_port
         server.shutdown()
         thread.join(10)
+
+
+def _listens(port: int) -> bool:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        return True
+    return False
 
 
 def _tls(files: tuple[str, str, str], **parts: Any) -> dict[str, Any]:
@@ -206,7 +217,9 @@ class Shop:
             f"-service-addr=127.0.0.1:{app}", f"-listen=127.0.0.1:{port}", "-log-level=info",
         ]  # fmt: skip
         process = Process(command, self.folder, clean_environment())
-        self._stack.enter_context(process).wait_output("Proxy loaded config|Starting listener")
+        self._stack.enter_context(process)
+        # It says so before it listens, and one that cannot be reached at first is left for long.
+        until(lambda: _listens(port), "Consul's proxy")
         self.agent.sidecar("tax", "proxy", port)
 
     def _envoy(self) -> None:
