@@ -53,6 +53,13 @@ def until(condition: Callable[[], Any], what: str, timeout: float = PATIENCE) ->
     return found
 
 
+def _heed_terminal() -> None:
+    # A suite that runs in a shell's background, or without a terminal, has them ignored; children
+    # inherit that.
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 class Process:
     """
     One process with its output; use it in ``with``, which stops it.
@@ -83,8 +90,7 @@ class Process:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            # A suite that runs in a shell's background has it ignored, and children inherit that.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            preexec_fn=_heed_terminal,
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()

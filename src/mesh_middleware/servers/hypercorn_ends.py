@@ -18,8 +18,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-LINGER = 0.5
-"""Seconds from the last word until the connection is closed: some round trips."""
+LINGER = 1.0
+"""Seconds from the last word until the connection is closed: some round trips of busy callers."""
 LOOK_EVERY = 0.02
 """Seconds between two looks whether the other end has closed it, or has sent a request."""
 
