@@ -16,7 +16,7 @@ from typing import Any
 from .answers import refusal
 from .certificates import Peer
 from .config import Mode
-from .doors import Door, Verdict
+from .doors import Door
 from .gate import UNBOUND, current_bond
 from .intentions import AsgiFacts, Decision
 from .live import Ended, LiveRequests
@@ -81,9 +81,14 @@ class MeshAuthz:
             self._heard = caller.mesh
             caller.mesh.after_change(self._live.sweep_soon)
         remember_trace(scope["headers"])
+        # What the application sees. Written out, as all that each request pays for.
+        inner, state = dict(scope), scope.get("state")
+        inner["state"] = {**state, "mesh": caller} if state else {"mesh": caller}
+        if verdict.handed:
+            inner["headers"] = _replaced(scope["headers"], verdict.handed)
         plain = kind == "http" and scope.get("http_version") != "2"
         end = None if plain else _Ending(scope, send)
-        work = self.app(_seen(scope, verdict), receive, send if end is None else end.send)
+        work = self.app(inner, receive, send if end is None else end.send)
         live = self._live
         task = live.enter(bond, scope)
         try:
@@ -116,16 +121,6 @@ class MeshAuthz:
             await send(message)
 
         return watch
-
-
-def _seen(scope: Scope, verdict: Verdict) -> Scope:
-    """The scope as the application sees it."""
-    state = scope.get("state")
-    inner = dict(scope)
-    inner["state"] = {**state, "mesh": verdict.caller} if state else {"mesh": verdict.caller}
-    if verdict.handed:
-        inner["headers"] = _replaced(scope["headers"], verdict.handed)
-    return inner
 
 
 def _replaced(

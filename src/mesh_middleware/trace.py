@@ -9,7 +9,7 @@ Source: W3C Trace Context, 2 and 3.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 
 TRACE_HEADERS = frozenset({b"traceparent", b"tracestate"})
@@ -20,15 +20,13 @@ Headers = Iterable[tuple[bytes, bytes]]
 _current: ContextVar[Headers] = ContextVar("mesh_middleware.trace", default=())
 
 
-def remember_trace(headers: Headers) -> None:
-    """
-    Keep the trace of the request that is served in this context; one without a trace ends it.
+remember_trace: Callable[[Headers], object] = _current.set
+"""
+Keep the trace of the request that is served in this context; one without a trace ends it.
 
-    Args:
-        headers: of the request, names in lower case; read when a call is made, since few requests
-            make one and all would pay.
-    """
-    _current.set(headers)
+Takes the headers of the request, names in lower case. They are read when a call is made, since few
+requests make one and all would pay.
+"""
 
 
 def current_trace() -> tuple[tuple[bytes, bytes], ...]:
