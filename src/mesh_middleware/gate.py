@@ -141,12 +141,13 @@ class GatedObject(Gated, ssl.SSLObject):
         """Read, or report the end of the connection once its peer may not be believed any more."""
         if self.mesh_peer is None:
             raise GateError(_UNSHAKEN)
+        tls = self._sslobj  # type: ignore[attr-defined]
+        found = tls.read(len) if buffer is None else tls.read(len, buffer)
+        # After the read, not before it: half of a server's reads find nothing, and raise.
         standing = self.mesh_standing
         if standing is not None and standing.over():
             return b"" if buffer is None else 0
-        if buffer is None:
-            return self._sslobj.read(len)  # type: ignore[attr-defined]
-        return self._sslobj.read(len, buffer)  # type: ignore[attr-defined]
+        return found
 
     def write(self, data: Any) -> int:
         """Write, once the gate is passed."""
