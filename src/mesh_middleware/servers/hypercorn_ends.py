@@ -16,6 +16,8 @@ Source: RFC 9113, 6.8 and 8.7; RFC 9112, 9.6.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
 LINGER = 1.0
@@ -34,8 +36,22 @@ def end_in_order(http2: Any, http1: Any) -> None:
     """
     _refuse_what_is_late(http2)
     _keep_answering(http2)
-    _tell_the_last(http1)
-    _keep_what_was_promised(http1)
+    _end_late_comers(http1)
+
+
+def say_the_last(server: Any) -> None:
+    """
+    Have a connection of HTTP/1.1 say with its next answer that it is the last: the worker ends.
+
+    Args:
+        server: Hypercorn's object for the connection.
+    """
+    from hypercorn.protocol.h11 import H11Protocol
+
+    # Not there yet where the connection has just begun.
+    inner = getattr(getattr(server, "protocol", None), "protocol", None)
+    if isinstance(inner, H11Protocol):
+        _end_with_the_next(inner)
 
 
 def close_in_order(server: Any) -> None:
@@ -111,41 +127,40 @@ def _keep_answering(protocol: Any) -> None:
     protocol.__init__ = __init__
 
 
-def _tell_the_last(protocol: Any) -> None:
-    from hypercorn.protocol.events import Response
+def _end_late_comers(protocol: Any) -> None:
+    original = protocol.__init__
 
-    original = protocol.stream_send
+    def __init__(self: Any, *args: Any, **options: Any) -> None:
+        original(self, *args, **options)
+        if self.context.terminated.is_set():
+            _end_with_the_next(self)
 
-    async def stream_send(self: Any, event: Any) -> None:
-        if isinstance(event, Response) and self.context.terminated.is_set():
-            self.keep_alive_requests = math.inf  # as many as make it say "Connection: close"
-        await original(self, event)
-
-    protocol.stream_send = stream_send
+    protocol.__init__ = __init__
 
 
-def _keep_what_was_promised(protocol: Any) -> None:
+def _end_with_the_next(protocol: Any) -> None:
+    # As many as make it say "Connection: close".
+    protocol.keep_alive_requests = math.inf
+    protocol._maybe_recycle = partial(_keep_what_was_promised, protocol, protocol._maybe_recycle)
+
+
+async def _keep_what_was_promised(
+    protocol: Any, original: Callable[[], Coroutine[Any, Any, None]]
+) -> None:
     import h11
     from hypercorn.events import Updated
 
-    original = protocol._maybe_recycle
-
-    async def _maybe_recycle(self: Any) -> None:
-        connection = self.connection
-        promised = getattr(connection, "our_state", None) is h11.DONE
-        if not (
-            self.context.terminated.is_set() and promised and connection.their_state is h11.DONE
-        ):
-            await original(self)
-            return
-        # Its answer began before the end, and did not say that it is the last.
-        await self._close_stream()
-        connection.start_next_cycle()
-        self.response = self.scope = None
-        await self.can_read.set()
-        await self.send(Updated(idle=True))
-
-    protocol._maybe_recycle = _maybe_recycle
+    connection = protocol.connection
+    promised = getattr(connection, "our_state", None) is h11.DONE
+    if not (promised and connection.their_state is h11.DONE):
+        await original()
+        return
+    # Its answer began before the end, and did not say that it is the last.
+    await protocol._close_stream()
+    connection.start_next_cycle()
+    protocol.response = protocol.scope = None
+    await protocol.can_read.set()
+    await protocol.send(Updated(idle=True))
 
 
 def _has_ended(protocol: Any) -> bool:

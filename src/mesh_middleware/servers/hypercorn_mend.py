@@ -1,13 +1,13 @@
 """
 Mends what lets one peer end the requests of others in Hypercorn (0.18), or fill its memory.
 
-Owns four repairs. In HTTP/2, bytes that arrive for a stream that has been answered already raise a
+Owns three repairs. In HTTP/2, bytes that arrive for a stream that has been answered already raise a
 ``KeyError``, which ends every other stream of the connection; each refused upload is such a
 stream. And on the trio worker whatever a connection raises ends the whole server: a ``:path`` that
-is not ASCII is enough, from a peer whom no intention allows. And a connection that its peer has
-closed is kept, 50 to 100 KiB each, until it would have been idle for too long. And a server that
-ends waits without limit for a peer that does not read its answer, or that stops in the middle of
-its upload. (What is said when a connection ends is `hypercorn_ends`'.) Knows nothing of the mesh.
+is not ASCII is enough, from a peer whom no intention allows. And a server that ends waits without
+limit for a peer that does not read its answer, or that stops in the middle of its upload. (What is
+said when a connection ends is `hypercorn_ends`', and when it was idle for too long
+`hypercorn_idle`'s.) Knows nothing of the mesh.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ import sys
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from .hypercorn_ends import close_in_order, end_in_order
+from .hypercorn_ends import close_in_order, end_in_order, say_the_last
+from .hypercorn_idle import end_idle, forget_closed, time_lightly
 
 _log = logging.getLogger("mesh_middleware.server")
 
@@ -45,16 +46,6 @@ class _Streams(dict[int, Any]):
         return _ANSWERED
 
 
-class _NoTimer:
-    """In place of the idle timer of a connection that its peer has closed."""
-
-    async def restart(self, *_: object) -> None:
-        pass
-
-    async def stop(self) -> None:
-        pass
-
-
 def mend() -> None:
     """Repair the parts of Hypercorn that this worker has loaded; to be called before it serves."""
     from hypercorn.protocol.h2 import H2Protocol
@@ -66,11 +57,14 @@ def mend() -> None:
     for name in ("asyncio", "trio"):
         loaded = sys.modules.get(f"hypercorn.{name}.tcp_server")
         if loaded is not None and not hasattr(loaded.TCPServer, "mesh_mended"):
-            _forget_closed(loaded.TCPServer)
+            loaded.TCPServer.mesh_mended = True
+            forget_closed(loaded.TCPServer)
             close_in_order(loaded.TCPServer)
             _end_in_time(loaded.TCPServer)
             if name == "trio":
                 _outlive_connections(loaded.TCPServer)
+            else:
+                time_lightly(loaded.TCPServer)
 
 
 def _keep_streams(protocol: Any) -> None:
@@ -81,18 +75,6 @@ def _keep_streams(protocol: Any) -> None:
         self.streams = _Streams(self.streams)
 
     protocol.__init__, protocol.mesh_mended = __init__, True
-
-
-def _forget_closed(server: Any) -> None:
-    original = server._read_data
-
-    async def _read_data(self: Any) -> None:
-        await original(self)
-        self.mesh_left = True
-        timer, self.idle_task = self.idle_task, _NoTimer()
-        await timer.stop()
-
-    server._read_data, server.mesh_mended = _read_data, True
 
 
 def _outlive_connections(server: Any) -> None:
@@ -136,7 +118,11 @@ def _open_of(context: Any, term: float) -> _Open:
     begin = context.terminated.set
 
     async def begin_end() -> None:
+        for server in list(made):
+            say_the_last(server)
         await begin()
+        for server in list(made):
+            end_idle(server)
         try:
             asyncio.get_running_loop().call_later(term, _cut, made)
         except RuntimeError:
