@@ -19,6 +19,7 @@ from .config import Mode
 from .doors import Door
 from .gate import UNBOUND, current_bond
 from .intentions import AsgiFacts, Decision
+from .intentions.facts import asgi_key
 from .live import Ended, LiveRequests
 from .mesh import Mesh
 from .trace import remember_trace
@@ -72,10 +73,13 @@ class MeshAuthz:
         # The scheme is the server's word on this very connection: plaintext has no identity,
         # whatever a context variable might say.
         bond = current_bond() if scope.get("scheme") in _SECURE else UNBOUND
-        verdict = self._door.judge(bond.peer, AsgiFacts(scope))
-        if not verdict.passes:
-            await _refuse(scope, receive, send, verdict.decision)
-            return
+        key = asgi_key(scope)
+        verdict = self._door.recall(bond.peer, key)
+        if verdict is None:
+            verdict = self._door.judge(bond.peer, AsgiFacts(scope), key)
+            if not verdict.passes:
+                await _refuse(scope, receive, send, verdict.decision)
+                return
         caller = verdict.caller
         if caller.mesh is not self._heard and caller.mesh is not None:
             self._heard = caller.mesh

@@ -12,20 +12,23 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
 from .certificates import Peer
 from .config import Mode
 from .exceptions import ConfigError
 from .intentions import Decision, Reason, RequestFacts, decision
 from .mesh import Mesh, running_mesh
+from .snapshot import Snapshot
 
 _log = logging.getLogger("mesh_middleware.door")
 
-KNOWN_CALLERS = 1024
-"""Verdicts kept for the requests that get the same one."""
+KNOWN = 1024
+"""Verdicts kept for requests like those that got them."""
+KNOWN_LENGTH = 256
+"""Longest request target, in bytes, of which a verdict is kept."""
 
 _PLAIN = re.compile(rb"/|(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~!$&'()*+,=:@-]+)+/?")
 _NO_HEADERS: Mapping[str, str | None] = {}
@@ -56,8 +59,7 @@ class Caller:
         return self.decision.claims or {}
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """
     What a door does with a request.
 
@@ -69,12 +71,19 @@ class Verdict:
 
     passes: bool
     caller: Caller
-    handed: Mapping[str, str | None] = field(default_factory=dict)
+    handed: Mapping[str, str | None] = _NO_HEADERS
 
     @property
     def decision(self) -> Decision:
         """Why."""
         return self.caller.decision
+
+
+_ONCE, _NEVER = Snapshot(), Snapshot()
+"""In place of the snapshot: a request came once, and is kept the second time; it is never kept."""
+
+_Entry = tuple[Snapshot, float, Verdict | Peer]
+"""What made a verdict, until when it stands, and the verdict; a peer where none is kept."""
 
 
 class Door:
@@ -110,8 +119,8 @@ class Door:
                 raise ConfigError(f"mode = {mode!r}: one of enforce, shadow is expected")
         self._mode = mode
         self._told_plain = False
-        self._passed: dict[tuple[int, int], Verdict] = {}
-        self._passed_by: object = None
+        self._known: dict[tuple[int, Hashable], _Entry] = {}
+        self._known_by: object = None
         self._usual: Mesh | None = None
         Door.made += 1
         if self._exempt:
@@ -122,30 +131,59 @@ class Door:
         """The mesh that judges; ``None`` while none runs in this process."""
         return self._mesh or running_mesh()
 
-    def judge(self, peer: Peer | None, facts: RequestFacts, *, booked: bool = True) -> Verdict:
+    def judge(
+        self,
+        peer: Peer | None,
+        facts: RequestFacts,
+        key: Hashable | None = None,
+        *,
+        booked: bool = True,
+    ) -> Verdict:
         """
         Judge one request. Whatever fails here, fails closed.
 
         Args:
+            key: of the request, so that `recall` can repeat the verdict; ``None``: it is not kept.
             booked: whether it counts as a request: not when a live one is judged anew.
         """
         mesh = self._mesh or running_mesh()
         try:
             if mesh is None or (mesh is not self._usual and not self._is_usual(mesh)):
                 return self._judge_by_settings(mesh, peer, facts, booked)
+            snapshot = mesh.snapshot
             found = mesh.decide(peer, facts, booked=booked)
             if found.allowed:
-                # One peer's requests mostly get one decision, the same object: so they can share
-                # what is made of the two. The ids stay true, for the entry holds both objects.
-                known = self._passed.get((id(peer), id(found)))
-                if known is not None and known.caller.mesh is mesh:
-                    return known
-                return self._pass(peer, found, mesh)
+                verdict = _passing(Caller(peer, found, mesh))
+                if key is not None:
+                    self._keep(verdict, (id(peer), key), facts, snapshot)
+                return verdict
             self._tell_plain(peer)
             return Verdict(False, Caller(peer, found, mesh))
         except Exception:
             _log.exception("judging failed; the request is denied")
             return Verdict(False, Caller(peer, _ERROR, mesh))
+
+    def recall(self, peer: Peer | None, key: Hashable) -> Verdict | None:
+        """
+        Repeat the verdict on a request like this one, while all it stands on is the same.
+
+        Nearly every request is like one before it. The rules of such a verdict are those of
+        `Mesh.repeats`.
+
+        Args:
+            key: see `RequestFacts.key`.
+
+        Returns:
+            ``None`` where the request has to be judged.
+        """
+        known = self._known.get((id(peer), key))
+        if known is None:
+            return None
+        snapshot, until, verdict = known
+        mesh = self._mesh or running_mesh()
+        if type(verdict) is not Verdict or mesh is None:
+            return None
+        return verdict if mesh.repeats(verdict.caller.decision, snapshot, until) else None
 
     def passes_still(self, peer: Peer | None, facts: RequestFacts) -> bool:
         """Judge anew a request that was let in; it is booked again only when it has to end."""
@@ -183,15 +221,22 @@ class Door:
         self._tell_plain(peer)
         return Verdict(False, Caller(peer, found, mesh))
 
-    def _pass(self, peer: Peer | None, found: Decision, mesh: Mesh) -> Verdict:
-        verdict = _passing(Caller(peer, found, mesh))
-        if found.claims is None:  # claims are of one request
-            # Decisions of a policy that is gone do not come again.
-            policy = mesh.snapshot.policy
-            if policy is not self._passed_by or len(self._passed) >= KNOWN_CALLERS:
-                self._passed, self._passed_by = {}, policy
-            self._passed[id(peer), id(found)] = verdict
-        return verdict
+    def _keep(
+        self, verdict: Verdict, key: tuple[int, Hashable], facts: RequestFacts, snapshot: Snapshot
+    ) -> None:
+        peer, mesh = verdict.caller.peer, verdict.caller.mesh
+        if peer is None or mesh is None or len(facts.target or facts.path) > KNOWN_LENGTH:
+            return
+        # What was made by a snapshot that is gone does not come again.
+        if snapshot is not self._known_by or len(self._known) >= KNOWN:
+            self._known, self._known_by = {}, snapshot
+        # The id stays true, for the entry holds the peer.
+        known = self._known.get(key)
+        if known is None:
+            self._known[key] = _ONCE, 0.0, peer
+        elif known[0] is _ONCE:
+            until = mesh.holds_until(peer, facts, snapshot)
+            self._known[key] = (snapshot, until, verdict) if until else (_NEVER, 0.0, peer)
 
     def _is_exempt(self, mesh: Mesh | None, facts: RequestFacts) -> bool:
         path = plain_path(facts)

@@ -380,6 +380,40 @@ class Mesh(Calling):
             self._plugins.decision(verdict, peer.id if peer else None, facts)
         return verdict
 
+    def holds_until(self, peer: Peer, facts: RequestFacts, snapshot: Snapshot) -> float | None:
+        """
+        Tell how long requests like one that was just let in get the same verdict: see `repeats`.
+
+        Args:
+            snapshot: in use before it was judged.
+
+        Returns:
+            Seconds since the epoch; ``None`` where each request has to be judged by itself: for a
+            header or a token, by a plugin, or since the snapshot is another by now.
+        """
+        policy, leaf = snapshot.policy, snapshot.leaf
+        if snapshot is not self._belief.snapshot or policy is None or leaf is None:
+            return None
+        if self._plugins.restricts or self._plugins.watches_decisions:
+            return None
+        # An odd query decides about each request, and is not in the key.
+        if facts.odd_query or not policy.is_settled(peer.id, facts):
+            return None
+        return min(peer.expires, leaf.expires)
+
+    def repeats(self, verdict: Decision, snapshot: Snapshot, until: float) -> bool:
+        """
+        Give an allowing verdict once more, if it still stands; it is counted then.
+
+        Args:
+            snapshot: that it was made by.
+            until: from `holds_until`.
+        """
+        if self._belief.snapshot is not snapshot or self._clock() > until:
+            return False
+        self.counts[verdict.reason] += 1
+        return True
+
     def _restricted(self, peer: Peer, facts: RequestFacts) -> Decision | None:
         try:
             return None if self._plugins.permits(peer.id, facts) else _PLUGIN_DENIED

@@ -18,7 +18,7 @@ from typing import Any
 from .answers import refusal
 from .certificates import Peer
 from .config import Mode
-from .doors import Door
+from .doors import Door, Verdict
 from .gate import UNBOUND, current_bond
 from .intentions import WsgiFacts
 from .mesh import Mesh
@@ -75,7 +75,7 @@ class MeshAuthzWSGI:
         # A caller cannot set this key: what clients send is in the environ under HTTP_ names.
         environ.pop(KEY, None)
         peer, standing = current_bond() if environ.get("wsgi.url_scheme") == "https" else UNBOUND
-        verdict, *others = (self._door.judge(peer, facts) for facts in _readings(environ))
+        verdict, *others = (self._judge(peer, facts) for facts in _readings(environ))
         verdict = next((other for other in others if not other.passes), verdict)
         if not verdict.passes:
             status, headers, body = refusal(verdict.decision)
@@ -95,6 +95,10 @@ class MeshAuthzWSGI:
         if isinstance(answer, list | tuple):
             return answer
         return _Pieces(answer, self._door, peer, standing, judged)
+
+    def _judge(self, peer: Peer | None, facts: WsgiFacts) -> Verdict:
+        key = facts.key
+        return self._door.recall(peer, key) or self._door.judge(peer, facts, key)
 
 
 class _Pieces:

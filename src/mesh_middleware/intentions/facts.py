@@ -221,10 +221,14 @@ class AsgiFacts(RequestFacts):
 
     @property
     def key(self) -> Hashable:
-        scope = self.scope
-        query = scope["query_string"]
-        odd = query != b"" and _is_plain_query(query) is None
-        return (scope.get("method"), scope.get("raw_path"), scope["path"], odd)
+        return asgi_key(self.scope)
+
+
+def asgi_key(scope: Mapping[str, Any]) -> Hashable:
+    """Find `RequestFacts.key` of an ASGI scope; by itself, as each request asks for it first."""
+    query = scope["query_string"]
+    odd = query != b"" and _is_plain_query(query) is None
+    return (scope.get("method"), scope.get("raw_path"), scope["path"], odd)
 
 
 class WsgiFacts(RequestFacts):

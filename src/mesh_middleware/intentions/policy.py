@@ -136,6 +136,15 @@ class Policy:
             return program.decision
         return program.judge(facts)
 
+    def is_settled(self, source: SpiffeId, facts: RequestFacts) -> bool:
+        """
+        Tell whether what `decide` said of *facts* holds for every request of *source* like it.
+
+        That is: whether identity, method and path alone have decided. Then all requests with the
+        same `RequestFacts.key` get the same answer.
+        """
+        return type(source) is ServiceId and self._program(source).is_settled(facts)
+
     def decide_connection(self, source: SpiffeId | None) -> Decision:
         """
         Judge a connection before any request: intentions with permissions count as denials.

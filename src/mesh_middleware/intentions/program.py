@@ -152,6 +152,10 @@ class Program:
         except TooMuchError as error:
             return decision(Reason.UNSOUND_HEADER, readings=("headers_split",), detail=str(error))
 
+    def is_settled(self, facts: RequestFacts) -> bool:
+        """Whether every request with this `RequestFacts.key` gets the answer that this one got."""
+        return self.decision is not None or type(self._memory.get(facts.key)) is Decision
+
     def _read_path(self, key: object, facts: RequestFacts) -> Decision | Outcome:
         """Find what method and path lead to; remembered under *key*, unless it is large."""
         method, app, target = facts.method, facts.path, facts.target
