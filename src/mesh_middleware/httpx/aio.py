@@ -20,11 +20,9 @@ from .h1 import Reading
 from .journey import Journey
 from .library import httpx
 from .pool import Lane, Pool
-from .protocol import Connection, Stream
+from .protocol import HIGH_WATER, Connection, Stream
+from .sealed import CLOSING_PATIENCE
 from .upstreams import MeshLike, Target
-
-CLOSING_PATIENCE = 1.0
-"""Seconds that connections may take to say goodbye when the client is closed."""
 
 
 class _Turn:
@@ -122,17 +120,12 @@ class _Line:
             raise
 
     async def _dial(self, lane: Lane[Connection], patience: float | None) -> Connection:
-        endpoint, generation = lane.endpoint, self._carrier.mesh.generation
-        loop = asyncio.get_running_loop()
+        endpoint, carrier = lane.endpoint, self._carrier
+        generation, loop = carrier.mesh.generation, asyncio.get_running_loop()
+        connection = Connection(loop, lane, generation, carrier.live, carrier.buffer)
         async with asyncio.timeout(patience):
-            _, connection = await loop.create_connection(
-                lambda: Connection(loop, lane, generation, self._carrier.live),
-                endpoint.host,
-                endpoint.port,
-                ssl=lane.context(generation),
-                server_hostname=lane.server_name,
-                ssl_shutdown_timeout=CLOSING_PATIENCE,
-            )
+            await loop.create_connection(lambda: connection, endpoint.host, endpoint.port)
+            await connection.shake_hands()
         return connection
 
     def release(self, connection: Connection, reusable: bool) -> None:
@@ -171,6 +164,7 @@ class AsyncCarrier:
         self.limits = limits
         self.loop = loop
         self.live: set[Connection] = set()
+        self.buffer = memoryview(bytearray(HIGH_WATER))
         self._lines: dict[Target, _Line] = {}
 
     async def send(self, journey: Journey) -> Answer:

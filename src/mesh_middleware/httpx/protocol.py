@@ -1,8 +1,9 @@
 """
-One HTTP/1.1 connection as an asyncio protocol.
+One HTTP/1.1 connection on asyncio.
 
 Owns the exchange of requests and answers on a connection that TLS and the gate have passed, its
-timeouts and its flow control both ways. Knows no pool: others decide who may use it.
+timeouts and its flow control both ways; TLS itself is `sealed`'s. Knows no pool: others decide who
+may use it.
 
 Theory. Bytes are parsed as they arrive, in the transport's callback, so that a short answer is
 complete before the task that waits for it runs; the task wakes once. A connection between two
@@ -14,12 +15,14 @@ from __future__ import annotations
 import asyncio
 import math
 import select
-from typing import Any, cast
+import ssl
+from typing import Any
 
 from .carrier import Patience, may_stop_sending
 from .h1 import Reading
 from .library import httpx
 from .pool import Lane, retirement
+from .sealed import Sealed
 from .wire import Outgoing
 
 HIGH_WATER = 256 * 1024
@@ -29,7 +32,7 @@ LOW_WATER = 64 * 1024
 """Bytes left when it goes on."""
 
 
-class Connection(asyncio.Protocol):
+class Connection(Sealed):
     """
     One TLS connection to one instance, whose identity was verified.
 
@@ -38,6 +41,7 @@ class Connection(asyncio.Protocol):
         lane: the instance.
         generation: of leaf and roots when it was dialled.
         live: where it is counted while it is open.
+        buffer: of the loop, see `Sealed`.
     """
 
     def __init__(
@@ -46,7 +50,9 @@ class Connection(asyncio.Protocol):
         lane: Lane[Any],
         generation: int,
         live: set[Connection],
+        buffer: memoryview,
     ) -> None:
+        super().__init__(loop, lane.context(generation), lane.server_name, buffer)
         self.lane = lane
         self.generation = generation
         self.retire_at = 0.0
@@ -56,9 +62,6 @@ class Connection(asyncio.Protocol):
         self.heard = False
         self.sent_all = False
         self.reading: Reading | None = None
-        self.lost: asyncio.Future[None] = loop.create_future()
-        self.transport: asyncio.Transport = cast(asyncio.Transport, None)
-        self._loop = loop
         self._live = live
         self._failure: Exception | None = None
         self._waiters: list[tuple[asyncio.Future[None], float, type[httpx.TimeoutException]]] = []
@@ -69,17 +72,16 @@ class Connection(asyncio.Protocol):
         self._burst = 0
         self._reading_paused = False
 
-    # -- what the transport tells --------------------------------------------------------------
+    # -- what TLS and the transport tell -------------------------------------------------------
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+    def opened(self) -> None:
         """The handshake is done, and the gate passed."""
-        self.transport = cast(asyncio.Transport, transport)
         self.transport.set_write_buffer_limits(HIGH_WATER, LOW_WATER)
-        self.retire_at = retirement(transport.get_extra_info("ssl_object"))
-        self._poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
+        self.retire_at = retirement(self.tls)
+        self._poll.register(self.transport.get_extra_info("socket").fileno(), select.POLLIN)
         self._live.add(self)
 
-    def data_received(self, data: bytes) -> None:
+    def take(self, data: bytes) -> None:
         """Bytes came."""
         reading = self.reading
         if reading is None:
@@ -101,17 +103,15 @@ class Connection(asyncio.Protocol):
             # task that waits should be woken once for both.
             self._loop.call_soon(self._wake)
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def ended(self, error: Exception | None) -> None:
         """It is closed, by whomever."""
         self._live.discard(self)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if not self.lost.done():
-            self.lost.set_result(None)
         reading = self.reading
-        if exc is not None:
-            self._failure = self._failure or httpx.ReadError(str(exc))
+        if error is not None:
+            self._failure = self._failure or httpx.ReadError(str(error))
         elif reading is not None and self._failure is None:
             try:
                 reading.end()
@@ -189,7 +189,10 @@ class Connection(asyncio.Protocol):
         """
         if self.transport.is_closing():
             raise httpx.WriteError("the connection was closed")
-        self.transport.write(data)
+        try:
+            self.send(data)
+        except ssl.SSLError as error:
+            raise httpx.WriteError(str(error)) from error
         self.wrote = True
 
     def settle(self) -> None:
@@ -199,15 +202,6 @@ class Connection(asyncio.Protocol):
             self._reading_paused = False
             if not self.transport.is_closing():
                 self.transport.resume_reading()
-
-    def close(self) -> None:
-        """Close it, saying goodbye."""
-        if not self.transport.is_closing():
-            self.transport.close()
-
-    def abort(self) -> None:
-        """Cut it."""
-        self.transport.abort()
 
     # -- inside --------------------------------------------------------------------------------
 
@@ -352,6 +346,8 @@ class Stream:
 
     def get_extra_info(self, info: str) -> Any:
         """Tell ``ssl_object``, ``client_addr`` or ``server_addr``, as httpcore does."""
+        if info == "ssl_object":
+            return self._connection.tls
         names = {"client_addr": "sockname", "server_addr": "peername"}
         return self._connection.transport.get_extra_info(names.get(info, info))
 

@@ -1,0 +1,223 @@
+"""TLS of our own connections: however its bytes come, whatever the other end does to it."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import httpx
+import pytest
+
+from mesh_middleware.httpx import MeshConnectError, UpstreamMismatchError
+from mesh_middleware.resolve import Endpoint
+
+from .driver import Driver
+from .support import (
+    PATIENCE,
+    Authority,
+    StaticMesh,
+    Wire,
+    answering,
+    server_context,
+    service_id,
+    serving,
+)
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+
+
+@pytest.fixture(params=["sync", "asyncio", "uvloop"])
+def driver(request: pytest.FixtureRequest) -> Iterator[Driver]:
+    """The drivers whose connections are our own."""
+    with Driver(request.param).running() as driver:
+        yield driver
+
+
+def _pass_on(source: socket.socket, sink: socket.socket, piece: int) -> None:
+    with suppress(OSError):
+        while data := source.recv(64 * 1024):
+            for at in range(0, len(data), piece):
+                sink.sendall(data[at : at + piece])
+        sink.shutdown(socket.SHUT_WR)
+
+
+@contextmanager
+def _relay(port: int, piece: int) -> Iterator[int]:
+    """Stand between caller and server, and hand on what the server says in pieces."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(PATIENCE)
+        ends: list[socket.socket] = []
+
+        def run() -> None:
+            caller, _ = listener.accept()
+            server = socket.create_connection(("127.0.0.1", port), PATIENCE)
+            ends.extend((caller, server))
+            caller.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            there = threading.Thread(target=_pass_on, args=(caller, server, 64 * 1024))
+            there.start()
+            _pass_on(server, caller, piece)
+            there.join(PATIENCE)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        yield listener.getsockname()[1]
+        thread.join(PATIENCE)
+        for end in ends:
+            end.close()
+
+
+@pytest.mark.parametrize("piece", [1, 7, 5000], ids=str)
+def test_records_may_come_in_pieces(
+    authority: Authority, mesh: StaticMesh, driver: Driver, piece: int
+) -> None:
+    """Handshake, answers and the end are the same when no read holds a whole record."""
+    body = bytes(range(256)) * 80  # two records
+
+    with serving(authority, answering(body)) as server, _relay(server.port, piece) as port:
+        mesh.tell("tax", Endpoint("127.0.0.1", port, service_id("tax")))
+        with driver.client(mesh) as client:
+            assert [client.get("https://tax/").content for _ in range(2)] == [body, body]
+        assert server.connections == 1
+
+
+def test_many_records_come_at_once(authority: Authority, mesh: StaticMesh, driver: Driver) -> None:
+    """An answer of many small records is one answer; what fills a record to its last byte, too."""
+    pieces = [b"x", b"y" * 16384, b"z" * 16385, b"", b"1" * 40000, b"2"]
+    body = b"".join(pieces)
+
+    def script(wire: Wire) -> None:
+        while wire.read_request()[0]:
+            wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body))
+            for piece in pieces:
+                if piece:
+                    wire.send(piece)
+
+    with serving(authority, script) as server, driver.client(mesh) as client:
+        mesh.tell("tax", server.endpoint("tax"))
+        for _ in range(3):
+            assert client.get("https://tax/").content == body
+        assert server.connections == 1
+
+
+@pytest.mark.parametrize("size", [16384, 16385, 1_000_000], ids=str)
+def test_long_requests_are_sealed_whole(
+    authority: Authority, mesh: StaticMesh, driver: Driver, size: int
+) -> None:
+    """OpenSSL takes a record at a time: none is left out."""
+    content, seen = bytes(range(256)) * (size // 256) + b"e" * (size % 256), []
+
+    def script(wire: Wire) -> None:
+        seen.append(wire.read_request()[1])
+        wire.send(OK)
+
+    with serving(authority, script) as server, driver.client(mesh) as client:
+        mesh.tell("tax", server.endpoint("tax"))
+        assert client.request("PUT", "https://tax/", content=content).status_code == 200
+    assert seen == [content]
+
+
+def test_the_end_is_said(authority: Authority, mesh: StaticMesh, driver: Driver) -> None:
+    """Closing says goodbye in TLS: to the server nothing looks cut off."""
+    heard: list[bytes] = []
+    over = threading.Event()
+
+    def script(wire: Wire) -> None:
+        wire.sock.suppress_ragged_eofs = False
+        wire.read_request()
+        wire.send(OK)
+        try:
+            heard.append(wire.sock.recv(1))
+        finally:
+            over.set()
+
+    with serving(authority, script) as server:
+        mesh.tell("tax", server.endpoint("tax"))
+        with driver.client(mesh) as client:
+            assert client.get("https://tax/").status_code == 200
+        assert over.wait(PATIENCE)
+        assert heard == [b""]
+
+
+def test_goodbye_from_the_server_ends_the_connection(
+    authority: Authority, mesh: StaticMesh, driver: Driver
+) -> None:
+    """TLS's end, the TCP connection being open still, ends a body without a length, and its use."""
+
+    def script(wire: Wire) -> None:
+        wire.read_request()
+        wire.send(b"HTTP/1.1 200 OK\r\n\r\nall of it")
+
+    with serving(authority, script) as server, driver.client(mesh) as client:
+        mesh.tell("tax", server.endpoint("tax"))
+        for _ in range(2):
+            assert client.get("https://tax/").content == b"all of it"
+        assert server.connections == 2
+
+
+def test_garbage_after_the_handshake_is_an_error(
+    authority: Authority, mesh: StaticMesh, driver: Driver
+) -> None:
+    """Bytes that are no TLS end the call; what had come before them is no answer."""
+
+    def script(wire: Wire) -> None:
+        wire.read_request()
+        wire.send(OK[:-1])
+        socket.socket.sendall(wire.sock, b"plain text")
+        with suppress(OSError):
+            wire.sock.recv(1)
+
+    with serving(authority, script) as server, driver.client(mesh) as client:
+        mesh.tell("tax", server.endpoint("tax"))
+        with pytest.raises(httpx.ReadError):
+            client.get("https://tax/")
+
+
+def test_hanging_up_in_the_handshake_is_told(mesh: StaticMesh, driver: Driver) -> None:
+    """Who closes before the handshake is done was not reached."""
+    with socket.create_server(("127.0.0.1", 0)) as listener, driver.client(mesh) as client:
+        listener.settimeout(PATIENCE)
+        port = listener.getsockname()[1]
+        mesh.tell("tax", Endpoint("127.0.0.1", port, service_id("tax")))
+
+        def hang_up() -> None:
+            sock, _ = listener.accept()
+            sock.recv(100_000)
+            sock.close()
+
+        thread = threading.Thread(target=hang_up)
+        thread.start()
+        with pytest.raises(MeshConnectError) as caught:
+            client.get("https://tax/")
+        thread.join(PATIENCE)
+    assert caught.value.address == f"127.0.0.1:{port}"
+
+
+def test_who_was_not_verified_hears_nothing(
+    authority: Authority, mesh: StaticMesh, driver: Driver
+) -> None:
+    """Somebody else with a good certificate never hears a byte of what was to be said."""
+    heard: list[bytes | None] = []
+    context = server_context(authority.root_pem, authority.issue(service_id("billing").uri))
+
+    def serve(listener: socket.socket) -> None:
+        sock, _ = listener.accept()
+        sock.settimeout(PATIENCE)
+        try:
+            with context.wrap_socket(sock, server_side=True) as secure:
+                heard.append(secure.recv(100))
+        except (ssl.SSLError, OSError):
+            heard.append(None)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener, driver.client(mesh) as client:
+        listener.settimeout(PATIENCE)
+        port = listener.getsockname()[1]
+        mesh.tell("tax", Endpoint("127.0.0.1", port, service_id("tax")))
+        thread = threading.Thread(target=serve, args=(listener,))
+        thread.start()
+        with pytest.raises(UpstreamMismatchError):
+            client.get("https://tax/")
+        thread.join(PATIENCE)
+    assert heard in ([None], [b""])
