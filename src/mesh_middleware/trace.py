@@ -31,7 +31,10 @@ requests make one and all would pay.
 
 def current_trace() -> tuple[tuple[bytes, bytes], ...]:
     """The headers to pass on; empty outside a traced request."""
-    found = [pair for pair in _current.get() if pair[0] in TRACE_HEADERS]
+    headers = _current.get()
+    if not headers:
+        return ()
+    found = [pair for pair in headers if pair[0] in TRACE_HEADERS]
     sound = sum(pair[0] == b"traceparent" for pair in found) == 1
     short = sum(len(value) for _, value in found) <= MAX_TRACE_BYTES
     return tuple(found) if sound and short else ()

@@ -47,7 +47,7 @@ from mesh_middleware.routing.course import Manners
 from mesh_middleware.routing.report import AttemptReport
 from mesh_middleware.trace import remember_trace
 
-from .driver import Driver
+from .driver import Driver, Session
 from .support import (
     PATIENCE,
     Authority,
@@ -794,13 +794,110 @@ def test_urls_are_read_as_httpx_reads_them(
         assert ours.build_request("GET", url).url == stock.build_request("GET", url).url
 
 
+def _look(request: httpx.Request) -> tuple[Any, ...]:
+    said = (request.method, request.url, request.headers.raw, request.content)
+    return (*said, request.extensions, list(request.stream), type(request.stream))
+
+
+def test_requests_are_built_as_httpx_builds_them(mesh: StaticMesh) -> None:
+    """Whatever is said, changed in the client, or done to a request before, each is httpx's."""
+    said: list[dict[str, Any]] = [
+        {},
+        {"timeout": None},
+        {"timeout": 3},
+        {"params": {}},
+        {"params": {"a": "1"}},
+        {"headers": {"X-One": "1", "Accept": "text/plain"}},
+        {"cookies": {"a": "b"}},
+        {"content": b"x"},
+        {"json": {"a": 1}},
+        {"extensions": {"mesh": {"key": "k"}}},
+        {"extensions": {"timeout": {"read": 1}}},
+    ]
+
+    def change(client: httpx.Client, number: int) -> None:
+        if number == 1:
+            client.headers["Authorization"] = "Bearer 1"
+        elif number == 2:
+            client.timeout = httpx.Timeout(7)
+        elif number == 3:
+            client.cookies.set("c", "d")
+        elif number == 4:
+            client.cookies.clear()
+            del client.headers["Authorization"]
+        elif number == 5:
+            client.params = httpx.QueryParams({"always": "1"})
+        elif number == 6:
+            client.params, client.base_url = httpx.QueryParams(), httpx.URL("https://other/x")
+        elif number == 7:
+            client.headers = httpx.Headers({"accept-encoding": "identity"})
+
+    with (
+        httpx.Client(base_url="https://tax/v1") as stock,
+        Client(mesh, base_url="https://tax/v1") as ours,
+    ):
+        for number in range(8):
+            for client in (stock, ours):
+                change(client, number)
+            stock.headers["User-Agent"] = ours.headers["User-Agent"] = "test"
+            for method in ("GET", "get", "POST", "DELETE"):
+                for url in ("rates?x=1#y", "https://u:p@tax/rates"):
+                    for options in (option for one in said for option in (one, {})):
+                        wanted = stock.build_request(method, url, **options)
+                        found = ours.build_request(method, url, **options)
+                        assert _look(found) == _look(wanted), (number, method, url, options)
+                        found.headers["x-mine"] = found.extensions["mine"] = "only here"
+
+
+def test_heads_of_like_requests_differ_where_they_must(
+    authority: Authority, mesh: StaticMesh, driver: Driver
+) -> None:
+    """Of two requests that are alike but for a header, a host or a method, each says its own."""
+    seen: list[bytes] = []
+
+    def script(wire: Wire) -> None:
+        while head := wire.read_request()[0]:
+            seen.append(head)
+            wire.send(b"HTTP/1.1 204 No Content\r\n\r\n")
+
+    calls: list[tuple[str, str, dict[str, str]]] = [
+        ("GET", "https://tax/", {}),
+        ("GET", "https://tax/", {"Authorization": "Bearer 1"}),
+        ("GET", "https://tax/", {"Authorization": "Bearer 2"}),
+        ("GET", "https://tax/", {"Host": "other"}),
+        ("GET", "https://tax/", {"Accept": "text/plain"}),
+        ("GET", "https://tax:99/", {}),
+        ("DELETE", "https://tax/", {}),
+        ("GET", "https://tax/?x", {}),
+    ]
+    with serving(authority, script) as server:
+        mesh.tell("tax", server.endpoint("tax"))
+        with driver.client(mesh) as client:
+            for _ in range(3):
+                for method, url, headers in calls:
+                    client.request(method, url, headers=headers)
+    assert seen[8:16] == seen[16:] == seen[:8]
+    assert len(set(seen)) == len(calls)
+    assert not any(b"Bearer" in head for head in _kept_heads(client))
+
+
+def _kept_heads(client: Session) -> list[bytes]:
+    return [
+        head
+        for target in client.client._ours._targets._found.values()
+        for head in target.heads.values()
+    ]
+
+
 def test_what_is_kept_of_urls_is_bounded(mesh: StaticMesh) -> None:
     """A URL of its own for every call, and long ones, do not pile up."""
     with Client(mesh) as client:
         for number in range(1000):
             client.build_request("GET", f"https://tax/{number}")
             client.build_request("GET", f"https://tax/{number}" + "x" * 300)
-        assert 0 < len(client._urls._read) <= 256
+        kept = client._built._kept
+        assert 0 < len(kept.urls) <= 256
+        assert 0 < len(kept.requests) <= 256
 
 
 def test_retry_after_is_waited_for_when_it_is_short(

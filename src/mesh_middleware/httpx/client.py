@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from ..exceptions import ConfigError
 from ..resolve import Resolver
@@ -19,11 +19,14 @@ from .transport import DEFAULT_LIMITS, AsyncMeshTransport, MeshTransport
 from .upstreams import MeshLike
 
 T = TypeVar("T")
+K = TypeVar("K")
+V = TypeVar("V")
 
 MAX_READ = 256
-"""URLs that are kept as they were read."""
+"""URLs, and requests, that are kept as they were read and built."""
 MAX_LENGTH = 256
 """Characters of a URL that is kept."""
+_EMPTY = httpx.ByteStream(b"")
 
 _NOT_OURS = {
     "verify": "the mesh's roots and the upstream's SPIFFE ID are what is verified",
@@ -79,7 +82,7 @@ class Client(httpx.Client):
             trust_env=False,
             **options,
         )
-        self._ours, self._urls = ours, _Urls()
+        self._ours, self._built = ours, _Built()
         self._kept = _Cookies(options.get("cookies"))
 
     @property
@@ -93,12 +96,7 @@ class Client(httpx.Client):
 
     def build_request(self, method: str, url: httpx.URL | str, **options: Any) -> httpx.Request:
         """Build a request, as httpx does."""
-        base = self.base_url
-        known = self._urls.find(url, base)
-        request = super().build_request(method, known, **options)
-        if known is url and not (options.get("params") or self.params):
-            self._urls.keep(url, base, request.url)
-        return request
+        return self._built.build(self, super().build_request, method, url, options)
 
     def close(self) -> None:
         """Close every connection; the mesh goes on."""
@@ -157,7 +155,7 @@ class AsyncClient(httpx.AsyncClient):
             trust_env=False,
             **options,
         )
-        self._ours, self._urls = ours, _Urls()
+        self._ours, self._built = ours, _Built()
         self._kept = _Cookies(options.get("cookies"))
 
     @property
@@ -171,12 +169,7 @@ class AsyncClient(httpx.AsyncClient):
 
     def build_request(self, method: str, url: httpx.URL | str, **options: Any) -> httpx.Request:
         """Build a request, as httpx does."""
-        base = self.base_url
-        known = self._urls.find(url, base)
-        request = super().build_request(method, known, **options)
-        if known is url and not (options.get("params") or self.params):
-            self._urls.keep(url, base, request.url)
-        return request
+        return self._built.build(self, super().build_request, method, url, options)
 
     async def aclose(self) -> None:
         """Close every connection; the mesh goes on."""
@@ -193,29 +186,78 @@ class AsyncClient(httpx.AsyncClient):
         await self._ours.aclose()
 
 
-class _Urls:
+class _Built:
     """
-    URLs as httpx read them: that costs a tenth of a call, and a service calls the same ones again.
+    What httpx made of earlier calls: building a request is a fifth of a call, and a service makes
+    the same calls again.
 
-    What was merged with a base URL is kept as long as that is the client's.
+    URLs are kept as they were read, and requests of which nothing but method and URL was said, as
+    long as base URL and headers of the client are what they were.
     """
 
     def __init__(self) -> None:
-        self._base: httpx.URL | None = None
-        self._read: dict[str, httpx.URL] = {}
+        self._kept = _Kept(None, [], {}, {})
 
-    def find(self, url: httpx.URL | str, base: httpx.URL) -> httpx.URL | str:
-        """What *url* was read as, if it is known, else *url*."""
-        if base is not self._base:
-            self._base, self._read = base, {}
-        return self._read.get(url, url) if isinstance(url, str) else url
+    def build(
+        self,
+        client: httpx.Client | httpx.AsyncClient,
+        build: Callable[..., httpx.Request],
+        method: str,
+        url: httpx.URL | str,
+        options: dict[str, Any],
+    ) -> httpx.Request:
+        """Build a request by *build*, or like an earlier one."""
+        if not isinstance(url, str):
+            return build(method, url, **options)
+        # One reference for the whole call: another thread may begin anew meanwhile.
+        kept, headers = self._kept, client.headers.raw
+        if kept.base is not client.base_url or kept.headers != headers:
+            kept = self._kept = _Kept(client.base_url, headers, {}, {})
+        plain = _is_plain(options) and not client.params and not client.cookies
+        if plain:
+            like = kept.requests.get((method, url))
+            if like is not None:
+                return _like(*like, {"timeout": client.timeout.as_dict()})
+        known = kept.urls.get(url)
+        request = build(method, url if known is None else known, **options)
+        if client.params or options.get("params") is not None or len(url) > MAX_LENGTH:
+            return request
+        _keep(kept.urls, url, request.url)
+        if plain and client.headers.raw == headers:
+            made = (request.method, request.url, httpx.Headers(request.headers))
+            _keep(kept.requests, (method, url), made)
+        return request
 
-    def keep(self, url: httpx.URL | str, base: httpx.URL, read: httpx.URL) -> None:
-        """Keep what *url* was read as."""
-        if isinstance(url, str) and len(url) <= MAX_LENGTH and base is self._base:
-            if len(self._read) >= MAX_READ:
-                self._read = {}
-            self._read[url] = read
+
+class _Kept(NamedTuple):
+    """What holds as long as base URL and headers do."""
+
+    base: httpx.URL | None
+    headers: list[tuple[bytes, bytes]]
+    urls: dict[str, httpx.URL]
+    requests: dict[tuple[str, str], tuple[str, httpx.URL, httpx.Headers]]
+
+
+def _is_plain(options: Mapping[str, Any]) -> bool:
+    for value in options.values():
+        if value is not None and value is not httpx.USE_CLIENT_DEFAULT:
+            return False
+    # No timeout is something that was said.
+    return options.get("timeout", httpx.USE_CLIENT_DEFAULT) is not None
+
+
+def _like(
+    method: str, url: httpx.URL, headers: httpx.Headers, extensions: dict[str, Any]
+) -> httpx.Request:
+    request = httpx.Request(method, url, headers=headers, stream=_EMPTY, extensions=extensions)
+    request.read()
+    return request
+
+
+def _keep(known: dict[K, V], key: K, value: V) -> None:
+    if len(known) >= MAX_READ:
+        known.clear()
+    known[key] = value
 
 
 class _Cookies(httpx.Cookies):

@@ -57,28 +57,34 @@ class MeshResponse(httpx.Response):
 
     def read(self) -> bytes:
         """Read the body, as httpx does."""
-        if self._take_whole():
-            self.close()
-        return super().read()
+        stream = self.stream
+        if not isinstance(stream, httpx.SyncByteStream) or (whole := self._take_whole()) is None:
+            return super().read()
+        self.is_closed = True
+        stream.close()
+        return whole
 
     async def aread(self) -> bytes:
         """Read the body, as httpx does."""
-        if self._take_whole():
-            await self.aclose()
-        return await super().aread()
+        stream = self.stream
+        if not isinstance(stream, httpx.AsyncByteStream) or (whole := self._take_whole()) is None:
+            return await super().aread()
+        self.is_closed = True
+        await stream.aclose()
+        return whole
 
-    def _take_whole(self) -> bool:
+    def _take_whole(self) -> bytes | None:
         # Nothing to wait for and nothing to decode: httpx's iterators, which would come to the
         # same, cost more than reading the answer from the wire did.
         whole = self.whole
         if whole is None or self.is_stream_consumed or self.is_closed:
-            return False
+            return None
         if "content-encoding" in self.headers:
-            return False
+            return None
         self.whole, self._content = None, whole
         self.is_stream_consumed = True
         self._num_bytes_downloaded = len(whole)
-        return True
+        return whole
 
     def raise_for_status(self) -> httpx.Response:
         """

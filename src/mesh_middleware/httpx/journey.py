@@ -71,7 +71,7 @@ class Journey:
     def __init__(self, target: Target, request: httpx.Request) -> None:
         self.target, self.request = target, request
         self.timeouts = request.extensions.get("timeout") or {}
-        self.outgoing = outgoing = Outgoing(request, current_trace())
+        self.outgoing = outgoing = Outgoing(request, current_trace(), target.heads)
         self.course = target.course()
         call = _call(outgoing, request.extensions.get("mesh") or {})
         self.began = time.monotonic()

@@ -26,6 +26,7 @@ from .courses import CourseLike
 from .denial import MeshInfo
 from .errors import MeshConnectError, MeshNotReadyError, NoHealthyInstanceError, UpstreamNameError
 from .library import httpx
+from .wire import Heads
 
 PATIENCE = 30.0
 """Longest wait, in seconds, for the mesh to be joined or an upstream to be told, where the caller
@@ -129,6 +130,8 @@ class Target:
         self.name = str(upstream)
         self.info: MeshInfo | None = None
         """The last answer's, for the next from the same instance."""
+        self.heads: Heads = {}
+        """Of requests, for the next ones that are alike."""
         self.told = mesh.attempt_told
         """Hears of each attempt, if anybody does."""
         self._mesh = mesh

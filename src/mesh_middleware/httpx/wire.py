@@ -32,11 +32,20 @@ MAX_PLAIN = 256
 _plain: dict[tuple[bytes, bytes], bytes] = {}
 """Lines judged before: what nearly every request of a client repeats. Never one that frames a
 request or may be a secret."""
+MAX_HEADS = 256
+MAX_HEAD_BYTES = 1024
+Heads = dict[tuple[Any, ...], bytes]
+"""Heads judged before, by method, target and fields: those made of such lines and one Host."""
 
 
 class Outgoing:
     """
     One request, ready to be written.
+
+    Args:
+        request: as httpx made it.
+        trace: headers to add, unless the request has a trace of its own.
+        heads: those of earlier requests to the same upstream.
 
     Attributes:
         head: request line and headers, with the empty line.
@@ -53,6 +62,7 @@ class Outgoing:
 
     __slots__ = (
         "_chunked",
+        "_heads",
         "_left",
         "aimed",
         "body",
@@ -66,7 +76,13 @@ class Outgoing:
         "upgrades",
     )
 
-    def __init__(self, request: httpx.Request, trace: Sequence[tuple[bytes, bytes]] = ()) -> None:
+    def __init__(
+        self,
+        request: httpx.Request,
+        trace: Sequence[tuple[bytes, bytes]] = (),
+        heads: Heads | None = None,
+    ) -> None:
+        self._heads: Heads = {} if heads is None else heads
         self.method = request.method
         self.target = request.url.raw_path
         self.fields: list[tuple[bytes, bytes]] = request.headers.raw
@@ -135,15 +151,21 @@ class Outgoing:
     def _write_head(self, target: bytes, fields: list[tuple[bytes, bytes]]) -> bytes:
         self.closes, self.upgrades = False, self.method == "CONNECT"
         self._chunked, self._left = False, 0
+        whole = (self.method, target, *fields)
+        known = self._heads.get(whole)
+        if known is not None:
+            return known
         method = self.method.encode("ascii", "replace")
         _demand(_TOKEN, method, "method")
         _demand(_TARGET, target, "request target")
         lines = [b"%b %b HTTP/1.1\r\n" % (method, target)]
-        hosts = 0
+        hosts = plain = 0
         lengths: list[bytes] = []
         for field in fields:
             line = _plain.get(field)
-            if line is None:
+            if line is not None:
+                plain += 1
+            else:
                 name = field[0].lower()
                 line = _write_line(name, field)
                 if name == b"host":
@@ -164,7 +186,12 @@ class Outgoing:
         elif lengths:
             self._left = _measure(lengths)
         lines.append(b"\r\n")
-        return b"".join(lines)
+        head = b"".join(lines)
+        if plain + 1 == len(fields) and len(head) <= MAX_HEAD_BYTES:
+            if len(self._heads) >= MAX_HEADS:
+                self._heads.clear()
+            self._heads[whole] = head
+        return head
 
     def _chunk(self, value: bytes) -> None:
         if self._chunked or value.lower() != b"chunked":
