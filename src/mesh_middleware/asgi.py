@@ -76,7 +76,7 @@ class MeshAuthz:
         key = asgi_key(scope)
         verdict = self._door.recall(bond.peer, key)
         if verdict is None:
-            verdict = self._door.judge(bond.peer, AsgiFacts(scope), key)
+            verdict = self._door.judge(bond.peer, AsgiFacts(scope, key), key)
             if not verdict.passes:
                 await _refuse(scope, receive, send, verdict.decision)
                 return

@@ -165,14 +165,16 @@ class AsgiFacts(RequestFacts):
 
     Args:
         scope: the scope; only read.
+        key: its `asgi_key`, where that is known already.
 
     Source: ASGI HTTP specification, "HTTP Connection Scope"; ``raw_path`` is optional there.
     """
 
-    __slots__ = ("scope",)
+    __slots__ = ("_key", "scope")
 
-    def __init__(self, scope: Mapping[str, Any]) -> None:
+    def __init__(self, scope: Mapping[str, Any], key: Hashable | None = None) -> None:
         self.scope = scope
+        self._key = key
 
     def __repr__(self) -> str:
         return f"AsgiFacts({self.method!r}, {self.target or self.path!r})"
@@ -221,7 +223,7 @@ class AsgiFacts(RequestFacts):
 
     @property
     def key(self) -> Hashable:
-        return asgi_key(self.scope)
+        return self._key or asgi_key(self.scope)
 
 
 def asgi_key(scope: Mapping[str, Any]) -> Hashable:
