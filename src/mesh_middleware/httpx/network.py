@@ -11,14 +11,14 @@ from __future__ import annotations
 import ssl
 import time
 from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any
-
-import anyio
 
 from .goaway import Frames
 from .library import httpx
 from .pool import retirement
 from .stock_lanes import SpentError
+from .writing import Writing
 
 if TYPE_CHECKING or __package__ != "mesh_middleware.httpx2":
     import httpcore
@@ -35,6 +35,8 @@ class _Known:
     def __init__(self) -> None:
         self.frames: Frames | None = None
         self.retire_at = 0.0
+        self.open: set[httpcore.AsyncNetworkStream] = set()
+        """Of those whose calls may share one: what was made and not closed."""
         self._stream: Any = None
 
     def meet(self, stream: Any, made: Any) -> Any:
@@ -56,6 +58,11 @@ class _Known:
         """
         if self.frames is not None:
             raise SpentError("the connection takes no more requests")
+
+    async def aclose(self) -> None:
+        """Close whatever httpcore has forgotten to close."""
+        for stream in list(self.open):
+            await stream.aclose()
 
     def is_quiet(self) -> bool:
         """Whether nothing came unasked; where it did, the server has probably closed."""
@@ -131,6 +138,7 @@ class AsyncBackend(httpcore.AsyncNetworkBackend):
 
     def __init__(self, *, trio: bool) -> None:
         self.known = _Known()
+        self._trio = trio
         # As httpcore chooses.
         self._backend = httpcore.TrioBackend() if trio else httpcore.AnyIOBackend()
 
@@ -145,7 +153,7 @@ class AsyncBackend(httpcore.AsyncNetworkBackend):
         """Connect, as httpcore does."""
         self.known.demand_unspent()
         stream = await self._backend.connect_tcp(host, port, timeout, local_address, socket_options)
-        return _AsyncDialled(stream, self.known)
+        return _AsyncDialled(stream, self.known, trio=self._trio)
 
     async def sleep(self, seconds: float) -> None:
         """Sleep."""
@@ -180,40 +188,49 @@ class _AsyncWrapped(httpcore.AsyncNetworkStream):
 class _AsyncDialled(_AsyncWrapped):
     """Before TLS."""
 
-    def __init__(self, stream: httpcore.AsyncNetworkStream, known: _Known) -> None:
+    def __init__(self, stream: httpcore.AsyncNetworkStream, known: _Known, *, trio: bool) -> None:
         super().__init__(stream)
-        self._known = known
+        self._known, self._trio = known, trio
 
     async def start_tls(self, *args: Any, **options: Any) -> httpcore.AsyncNetworkStream:
         try:
             made = await self._stream.start_tls(*args, **options)
-            found: httpcore.AsyncNetworkStream = self._known.meet(made, _AsyncFramed)
+            found = self._known.meet(made, partial(_AsyncFramed, trio=self._trio))
+            return _AsyncOpen(found, self._known.open)
         except BaseException:
             # httpcore does so for errors; for a cancellation it forgets the socket.
             await self._stream.aclose()
             raise
-        return found
+
+
+class _AsyncOpen(_AsyncWrapped):
+    """In the list of those that are open."""
+
+    def __init__(self, stream: httpcore.AsyncNetworkStream, among: set[Any]) -> None:
+        super().__init__(stream)
+        self._among = among
+        among.add(self)
+
+    async def aclose(self) -> None:
+        self._among.discard(self)
+        await self._stream.aclose()
 
 
 class _AsyncFramed(_AsyncWrapped):
     """HTTP/2, shared by calls."""
 
-    def __init__(self, stream: httpcore.AsyncNetworkStream, frames: Frames) -> None:
+    def __init__(self, stream: httpcore.AsyncNetworkStream, frames: Frames, *, trio: bool) -> None:
         super().__init__(stream)
-        self._frames = frames
+        self._frames, self._writing = frames, Writing(stream, trio=trio)
 
     async def write(
         self,
         buffer: bytes,
         timeout: float | None = None,  # noqa: ASYNC109 - httpcore's signature
     ) -> None:
-        # A call that is given up in the middle of a write would take the connection, and all other
-        # calls on it, with it: a part of a frame, or of a record of TLS, cannot be taken back.
-        with anyio.CancelScope(shield=timeout is not None):
-            if buffer:
-                # Between two frames: httpcore writes whole ones.
-                buffer += self._frames.cancelled()
-            await self._stream.write(buffer, timeout)
+        if buffer:
+            # Between two frames: httpcore writes whole ones.
+            await self._writing.write(buffer + self._frames.cancelled(), timeout)
 
     async def read(
         self,

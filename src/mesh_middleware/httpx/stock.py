@@ -262,8 +262,14 @@ class AsyncStockCarrier:
 
 
 async def _close(lanes: list[Lane]) -> None:
+    ended: BaseException | None = None
     for lane in lanes:
-        await lane.transport.aclose()
+        try:
+            await lane.aclose()
+        except BaseException as error:  # a cancellation: the others are to be closed all the same
+            ended = error
+    if ended is not None:
+        raise ended
 
 
 class _Stream(httpx.SyncByteStream):

@@ -90,12 +90,28 @@ class Lane:
     def is_fit(self, now: float, expiry: float) -> bool:
         """Whether it may carry one call more."""
         frames = self.frames
+        if self._has_lost():
+            return False
         if frames is None:
             return True  # httpcore knows what to do with connections of HTTP/1.1
         spent = self.broken or frames.last is not None or self.count >= MOST_REQUESTS
         if spent or now >= self._known.retire_at:
             return False
         return self.calls > 0 or (now - self.idle_since < expiry and self._known.is_quiet())
+
+    def _has_lost(self) -> bool:
+        # When a call is given up while several wait for one connection to be made, httpcore
+        # forgets that connection, and it is made all the same.
+        open_ = 0 if self._known is None else len(self._known.open)
+        return open_ > 0 and open_ > len(self.transport._pool.connections)
+
+    async def aclose(self) -> None:
+        """Close all that an async transport has open, also what httpcore has lost."""
+        try:
+            await self.transport.aclose()
+        finally:
+            if self._known is not None:
+                await self._known.aclose()
 
 
 class Sending:
