@@ -1,8 +1,9 @@
 """
 An answer as HTTP/1.1 writes it, read as it arrives.
 
-Owns the reading of response heads and bodies, by httptools where it is installed and by h11
-otherwise. Both fill a `Reading`. Knows no sockets: bytes come in by `feed` and `end`.
+Owns the reading of response heads and bodies: usual ones as `usual` says, others by httptools where
+it is installed and by h11 otherwise. All fill a `Reading`. Knows no sockets: bytes come in by
+`feed` and `end`.
 
 Theory. h11 is what httpx itself reads with, so h11 is the judge of what an answer means.
 httptools is twenty times as fast and differs at the edges. Where it refuses a head, the same bytes
@@ -22,6 +23,7 @@ from typing import Any
 import h11
 
 from .library import httpx
+from .usual import read_usual
 
 try:
     import httptools
@@ -36,6 +38,7 @@ PIECE = 64 * 1024
 
 _REASON = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
 _NO_ANSWER = "Server disconnected without sending a response."
+_CUT_SHORT = "peer closed connection without sending complete message body"
 _HOST = (b"host", b"x")
 _END = h11.EndOfMessage()
 
@@ -59,7 +62,7 @@ class Reading:
     Args:
         method: of the request.
         upgrades: whether the answer may turn the connection into something else.
-        fast: whether httptools may read it; ``None`` where it is installed.
+        fast: whether anybody but h11 may read it.
 
     Attributes:
         status: final status, or 101; 0 before the head is complete.
@@ -76,6 +79,8 @@ class Reading:
 
     __slots__ = (
         "_engine",
+        "_fresh",
+        "_left",
         "complete",
         "headers",
         "parts",
@@ -88,9 +93,7 @@ class Reading:
         "version",
     )
 
-    def __init__(
-        self, method: str = "GET", upgrades: bool = False, fast: bool | None = None
-    ) -> None:
+    def __init__(self, method: str = "GET", upgrades: bool = False, fast: bool = True) -> None:
         self.status = 0
         self.reason = b""
         self.version = b"HTTP/1.1"
@@ -101,12 +104,10 @@ class Reading:
         self.reusable = False
         self.switched = False
         self.rest = b""
+        self._left = 0
         self._engine: Any = None
-        if fast is None:
-            fast = httptools is not None
-        if fast and not upgrades and method != "HEAD":
-            self._engine = _Httptools(self)
-        else:
+        self._fresh = fast and not upgrades and method != "HEAD"
+        if not self._fresh:
             self._engine = _H11(self, method, upgrades)
 
     def feed(self, data: bytes) -> None:
@@ -118,9 +119,16 @@ class Reading:
         """
         if self.complete:
             self.reusable = False
+        elif self._left:
+            self._measure(data)
         elif self.switched:
             self.rest += data
         elif data:
+            if self._fresh:
+                self._fresh = False
+                if self._read_usual(data):
+                    return
+                self._engine = _H11(self) if httptools is None else _Httptools(self)
             while len(data) > PIECE and not self.status:
                 self._engine.feed(data[:PIECE])
                 data = data[PIECE:]
@@ -128,6 +136,25 @@ class Reading:
             if self.complete:
                 self._engine.close()
                 self._engine = None
+
+    def _read_usual(self, data: bytes) -> bool:
+        head = read_usual(data)
+        if head is None:
+            return False
+        self.status, self.reason, self.headers, self._left, end = head
+        self._measure(data[end:])
+        return True
+
+    def _measure(self, part: bytes) -> None:
+        over = len(part) > self._left
+        if over:
+            part = part[: self._left]
+        if part:
+            self._left -= len(part)
+            self.parts.append(part)
+            self.size += len(part)
+        if not self._left:
+            self.complete, self.reusable = True, not over
 
     def end(self) -> None:
         """
@@ -137,6 +164,10 @@ class Reading:
             httpx.RemoteProtocolError: the answer was not complete.
         """
         if not self.complete and not self.switched:
+            if self._fresh:
+                raise httpx.RemoteProtocolError(_NO_ANSWER)
+            if self._left:
+                raise httpx.RemoteProtocolError(_CUT_SHORT)
             self._engine.end()
         self.reusable = False
 
@@ -273,9 +304,7 @@ class _Httptools:
         if not reading.status:
             raise httpx.RemoteProtocolError(_NO_ANSWER)
         if not self._to_the_end:
-            raise httpx.RemoteProtocolError(
-                "peer closed connection without sending complete message body"
-            )
+            raise httpx.RemoteProtocolError(_CUT_SHORT)
         reading.complete = True
 
     def close(self) -> None:
