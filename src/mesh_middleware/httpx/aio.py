@@ -52,28 +52,31 @@ class _Line:
         self.orphans: deque[Body] = deque()
         """Answers that were dropped without being closed."""
 
+    def reuse(self, journey: Journey) -> Connection | None:
+        """Take an idle connection, if there is one, to the instance that the attempt names."""
+        pool, attempt = self._pool, journey.attempt
+        while self.orphans:
+            self.orphans.popleft().end()
+        _close(pool.update(journey.course.endpoints, attempt.limits))
+        found, closed = pool.reuse(pool.lane(attempt.endpoint))
+        _close(closed)
+        return found
+
     async def acquire(self, journey: Journey) -> Connection:
         """
-        Take a connection that no other task has.
+        Take a connection that no other task has, where there is none to `reuse`.
 
         Raises:
             MeshConnectError, MeshConnectTimeout: there is none to be had that may answer.
             UpstreamBusyError: as many wait as may.
         """
-        pool = self._pool
-        while self.orphans:
-            self.orphans.popleft().end()
-        _close(pool.update(journey.course.endpoints, journey.attempt.limits))
+        pool, found = self._pool, None
         lane = pool.lane(journey.attempt.endpoint)
-        found, closed = pool.reuse(lane)
-        if found is None and not pool.admit():
-            found, more = pool.reuse_any(journey.takes)
-            closed += more
-            if found is None and not pool.admit():
-                _close(closed)
-                found, closed = await self._wait(journey), []
-        if closed:
+        if not pool.admit():
+            found, closed = pool.reuse_any(journey.takes)
             _close(closed)
+            if found is None and not pool.admit():
+                found = await self._wait(journey)
         return found if found is not None else await self.connect(lane, journey.patience)
 
     async def _wait(self, journey: Journey) -> Connection | None:
@@ -182,7 +185,7 @@ class AsyncCarrier:
             for other in list(self._lines):
                 if other.rests and other is not target:
                     self._lines.pop(other).close()
-        connection = await line.acquire(journey)
+        connection = line.reuse(journey) or await line.acquire(journey)
         try:
             reading = await connection.exchange(outgoing, patience)
         except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError) as error:

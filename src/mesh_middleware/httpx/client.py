@@ -26,7 +26,6 @@ MAX_READ = 256
 """URLs, and requests, that are kept as they were read and built."""
 MAX_LENGTH = 256
 """Characters of a URL that is kept."""
-_EMPTY = httpx.ByteStream(b"")
 
 _NOT_OURS = {
     "verify": "the mesh's roots and the upstream's SPIFFE ID are what is verified",
@@ -217,15 +216,14 @@ class _Built:
         if plain:
             like = kept.requests.get((method, url))
             if like is not None:
-                return _like(*like, {"timeout": client.timeout.as_dict()})
+                return _copy(like, {"timeout": client.timeout.as_dict()})
         known = kept.urls.get(url)
         request = build(method, url if known is None else known, **options)
         if client.params or options.get("params") is not None or len(url) > MAX_LENGTH:
             return request
         _keep(kept.urls, url, request.url)
         if plain and client.headers.raw == headers:
-            made = (request.method, request.url, httpx.Headers(request.headers))
-            _keep(kept.requests, (method, url), made)
+            _keep(kept.requests, (method, url), _copy(request, {}))
         return request
 
 
@@ -235,7 +233,7 @@ class _Kept(NamedTuple):
     base: httpx.URL | None
     headers: list[tuple[bytes, bytes]]
     urls: dict[str, httpx.URL]
-    requests: dict[tuple[str, str], tuple[str, httpx.URL, httpx.Headers]]
+    requests: dict[tuple[str, str], httpx.Request]
 
 
 def _is_plain(options: Mapping[str, Any]) -> bool:
@@ -246,12 +244,13 @@ def _is_plain(options: Mapping[str, Any]) -> bool:
     return options.get("timeout", httpx.USE_CLIENT_DEFAULT) is not None
 
 
-def _like(
-    method: str, url: httpx.URL, headers: httpx.Headers, extensions: dict[str, Any]
-) -> httpx.Request:
-    request = httpx.Request(method, url, headers=headers, stream=_EMPTY, extensions=extensions)
-    request.read()
-    return request
+def _copy(request: httpx.Request, extensions: dict[str, Any]) -> httpx.Request:
+    # `copy.copy` would pickle it, and lose the stream. The rest of a request without a body is
+    # never changed, only replaced.
+    made = httpx.Request.__new__(httpx.Request)
+    vars(made).update(vars(request))
+    made.headers, made.extensions = httpx.Headers(request.headers), extensions
+    return made
 
 
 def _keep(known: dict[K, V], key: K, value: V) -> None:

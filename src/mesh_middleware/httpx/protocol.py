@@ -16,6 +16,7 @@ import asyncio
 import math
 import select
 import ssl
+from collections.abc import Awaitable
 from typing import Any
 
 from .carrier import Patience, may_stop_sending
@@ -146,11 +147,15 @@ class Connection(Sealed):
         self.requests += 1
         self.wrote = self.heard = self.sent_all = False
         reading = self.reading = Reading(outgoing.method, outgoing.upgrades)
+        head, body = outgoing.head, outgoing.body
         try:
-            if outgoing.body is not None:
-                await self._send_whole(outgoing.head + outgoing.body, reading, patience)
-            else:
+            if body is None:
                 await self._send_stream(outgoing, reading, patience)
+            elif len(head) + len(body) <= HIGH_WATER:
+                self.write(head + body)
+                self.sent_all = not self._full
+            else:
+                await self._send_slices(head + body, reading, patience)
         except httpx.WriteError:
             # The answer may have come before the other end stopped listening.
             pass
@@ -158,7 +163,7 @@ class Connection(Sealed):
             await self.receive(reading, patience.within(patience.read))
         return reading
 
-    async def receive(self, reading: Reading, patience: float | None) -> None:
+    def receive(self, reading: Reading, patience: float | None) -> Awaitable[None]:
         """
         Wait until something has happened; callers look what, and come again.
 
@@ -170,8 +175,9 @@ class Connection(Sealed):
             raise self._failure
         if self.lost.done():
             raise httpx.ReadError("the connection was closed")
-        self.resume(reading)
-        await self._wait(patience, httpx.ReadTimeout)
+        if self._reading_paused:
+            self.resume(reading)
+        return self._wait(patience, httpx.ReadTimeout)
 
     def resume(self, reading: Reading) -> None:
         """Let the other end go on, when what has come was taken."""
@@ -205,16 +211,13 @@ class Connection(Sealed):
 
     # -- inside --------------------------------------------------------------------------------
 
-    async def _send_whole(self, data: bytes, reading: Reading, patience: Patience) -> None:
-        if len(data) <= HIGH_WATER:
-            self.write(data)
-        else:
-            # In slices: a transport that is given all at once never says that it is too much.
-            view = memoryview(data)
-            for at in range(0, len(data), LOW_WATER):
-                if may_stop_sending(reading.status):
-                    return
-                await self._offer(bytes(view[at : at + LOW_WATER]), reading, patience)
+    async def _send_slices(self, data: bytes, reading: Reading, patience: Patience) -> None:
+        # A transport that is given all at once never says that it is too much.
+        view = memoryview(data)
+        for at in range(0, len(data), LOW_WATER):
+            if may_stop_sending(reading.status):
+                return
+            await self._offer(bytes(view[at : at + LOW_WATER]), reading, patience)
         self.sent_all = not self._full
 
     async def _send_stream(self, outgoing: Outgoing, reading: Reading, patience: Patience) -> None:
@@ -252,16 +255,17 @@ class Connection(Sealed):
                 raise httpx.WriteError("the connection was closed")
             await self._wait(patience, httpx.WriteTimeout)
 
-    async def _wait(self, patience: float | None, kind: type[httpx.TimeoutException]) -> None:
+    def _wait(
+        self, patience: float | None, kind: type[httpx.TimeoutException]
+    ) -> asyncio.Future[None]:
+        # Two at most wait: on an upgraded connection one task may read while another writes. Who
+        # was cancelled is forgotten with those who are woken next.
+        future: asyncio.Future[None] = self._loop.create_future()
         deadline = math.inf if patience is None else self._loop.time() + patience
-        waiter = (self._loop.create_future(), deadline, kind)
-        self._waiters.append(waiter)
+        self._waiters.append((future, deadline, kind))
         if deadline < self._due:
             self._arm(deadline)
-        try:
-            await waiter[0]
-        finally:
-            self._waiters.remove(waiter)
+        return future
 
     def _arm(self, when: float) -> None:
         # One timer serves many waits: it is left running when a wait ends, and looks, when it
@@ -273,19 +277,25 @@ class Connection(Sealed):
     def _expire(self) -> None:
         self._due, self._timer = math.inf, None
         now, following = self._loop.time(), math.inf
-        for future, deadline, kind in self._waiters:
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            future, deadline, kind = waiter
+            if future.done():
+                continue
             if deadline > now:
                 following = min(following, deadline)
-            elif not future.done():
+                self._waiters.append(waiter)
+            else:
                 future.set_exception(kind("the other end took too long"))
         if following < math.inf:
             self._arm(following)
 
     def _wake(self) -> None:
-        # Two at most: on an upgraded connection one task may read while another writes.
-        for future, _, _ in self._waiters:
-            if not future.done():
-                future.set_result(None)
+        if self._waiters:
+            waiters, self._waiters = self._waiters, []
+            for future, _, _ in waiters:
+                if not future.done():
+                    future.set_result(None)
 
     def _fail(self, error: Exception) -> None:
         self._failure = error
@@ -298,6 +308,8 @@ class Stream:
     ``response.extensions["network_stream"]``: facts about the connection, and after an Upgrade or
     CONNECT the connection itself.
     """
+
+    __slots__ = ("_connection", "_reading")
 
     def __init__(self, connection: Connection, reading: Reading) -> None:
         self._connection = connection

@@ -162,6 +162,8 @@ class Stream:
     CONNECT the connection itself.
     """
 
+    __slots__ = ("_connection", "_reading")
+
     def __init__(self, connection: Connection, reading: Reading) -> None:
         self._connection = connection
         self._reading = reading

@@ -12,7 +12,6 @@ Source: RFC 9112, 4, 5 and 6.3; possessive quantifiers, so that no head is looke
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
 
 _LINE = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]++: ?[\x21-\x7e][\x20-\x7e]*+(?<! )\r\n"
 _HEAD = re.compile(rb"HTTP/1\.1 ([2-5][0-9]{2}) ([\x20-\x7e]*+)\r\n((?:%b)*+)\r\n" % _LINE)
@@ -23,23 +22,8 @@ _LENGTHS = frozenset(map(len, (b"content-length", b"connection", *_UNUSUAL)))
 MAX_DIGITS = 15
 
 
-class Head(NamedTuple):
-    """
-    What the head says.
-
-    Args:
-        status: of the answer.
-        reason: phrase after the status.
-        headers: as they came.
-        length: bytes of the body.
-        end: where the body begins.
-    """
-
-    status: int
-    reason: bytes
-    headers: list[tuple[bytes, bytes]]
-    length: int
-    end: int
+Head = tuple[int, bytes, list[tuple[bytes, bytes]], int, int]
+"""Status, reason, headers, length of the body, and where it begins."""
 
 
 def read_usual(data: bytes) -> Head | None:
@@ -66,4 +50,4 @@ def read_usual(data: bytes) -> Head | None:
             return None
     if length < 0 or status in _BODILESS:
         return None
-    return Head(status, found[2], headers, length, found.end())
+    return status, found[2], headers, length, found.end()
