@@ -19,6 +19,7 @@ from mesh_middleware.following import Follower
 from mesh_middleware.outbound import CRITICAL_FOR, SHAKEN_FOR, Outbound
 from mesh_middleware.plugins import Plugins
 from mesh_middleware.resolve import Upstream
+from mesh_middleware.routing import Call, Outcome
 from mesh_middleware.upstreams import UpstreamWatch
 
 from .reliability import virtual
@@ -161,6 +162,28 @@ def test_who_is_watched_no_more_is_not_known_to_have_nobody(ca: Ca) -> None:
     upstream.rest("nobody calls")
     upstream.concede(upstream.doubt)
     assert upstream.endpoints is None
+
+
+def test_who_was_critical_and_is_well_again_is_not_ejected(ca: Ca) -> None:
+    """Nor where the agent's word was doubted: what comes back, well, counts as new."""
+    upstream, domain = UpstreamWatch(Upstream("tax")), ca.roots().trust_domain
+    upstream.take(WELL, domain)
+
+    def ejected() -> int:
+        return [one.state for one in upstream.course.look(1.0).instances].count("open")
+
+    for _ in range(20):
+        trip = upstream.course.begin(Call("POST", b"/"), 0.0, 0.1)
+        trip.next(0.0, 0.1)
+        trip.heard(Outcome("answer", 500), 0.0, 0.1)
+        trip.close(0.0)
+    assert ejected() == 1
+    upstream.take(WELL, domain)
+    assert ejected() == 1
+    assert not upstream.take(CRITICAL, domain)
+    assert ejected() == 1
+    upstream.take(WELL, domain)
+    assert ejected() == 0
 
 
 def test_a_doubt_is_not_prolonged_by_saying_it_again(ca: Ca) -> None:

@@ -45,7 +45,7 @@ class UpstreamWatch:
         self._awaited = False
         self._waiting: Chain | None = None
         self._listeners: list[UpstreamWatch] = []
-        self._emptied, self._doubt = False, 0
+        self._emptied, self._doubt, self._doubted = False, 0, False
         self._body: object = None
         self._domain: str | None = None
         self._why = "the agent has not answered yet"
@@ -169,8 +169,9 @@ class UpstreamWatch:
         self._doubt += bool(found)
         # All still listed, and all critical at once: see `outbound.CRITICAL_FOR`.
         if self._emptied and (shaken or self._lists(body)) and self._instances:
+            self._doubted = True
             return False
-        self._learn(found, _NONE)
+        self._learn(found, _NONE, anew=self._doubted)
         return True
 
     def follow_domain(self, trust_domain: str | None) -> None:
@@ -215,11 +216,10 @@ class UpstreamWatch:
         """Replace the instances; *why_none* is told when there are none."""
         self._learn(tuple(map(Instance, endpoints)), why_none)
 
-    def _learn(self, instances: tuple[Instance, ...], why_none: str) -> None:
-        self._instances, self._why = instances, why_none
-        self.take_place(self.course.place, instances, why_none)
-        for listener in self._listeners:
-            listener.take_place(self.course.place, instances, why_none)
+    def _learn(self, instances: tuple[Instance, ...], why_none: str, *, anew: bool = False) -> None:
+        self._instances, self._why, self._doubted = instances, why_none, False
+        for one in (self, *self._listeners):
+            one.take_place(self.course.place, instances, why_none, anew=anew)
 
     # -- its chain, told by `chains.ChainWatch` ------------------------------------------------
 
@@ -235,9 +235,11 @@ class UpstreamWatch:
             self.course.learn_chain(None, time.monotonic())
         self._publish()
 
-    def take_place(self, place: Place, instances: tuple[Instance, ...], why_none: str) -> None:
-        """Take the instances of one place of the chain."""
-        self.course.learn_instances(place, instances, time.monotonic(), why_none)
+    def take_place(
+        self, place: Place, instances: tuple[Instance, ...], why_none: str, *, anew: bool = False
+    ) -> None:
+        """Take the instances of one place of the chain; *anew* as `Course.learn_instances`."""
+        self.course.learn_instances(place, instances, time.monotonic(), why_none, anew=anew)
         self._publish()
 
     def behave(self, manners: Manners) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from dataclasses import replace
 from math import sqrt
 from typing import Any
 
@@ -22,6 +23,7 @@ from mesh_middleware.routing import (
     Place,
     Retries,
 )
+from mesh_middleware.routing.balance import FIRST_SHARE
 from mesh_middleware.routing.entries import build_chain
 
 from .support import course, dice, endpoint, get, instances
@@ -173,6 +175,25 @@ def test_failover_takes_over_when_all_are_ejected() -> None:
     assert one.begin(get(), 30.0, 0.5).next(30.0, 0.5).to == "backup", "one trial at a time"
     assert trial.heard(OK, 30.1, 0.5) is None
     assert one.begin(get(), 30.2, 0.5).next(30.2, 0.5).to == "tax"
+
+
+def test_who_registered_anew_is_not_ejected() -> None:
+    """Restarted at the same address while it was ejected: it is called, slowly where not alone."""
+    one = failover()
+    before = Instance(endpoint(0), created=7)
+    one.learn_instances(Place("tax"), [before], 0.0)
+    for _ in range(5):
+        trip = one.begin(Call("POST", b"/"), 0.0, 0.5)
+        trip.next(0.0, 0.5)
+        trip.heard(Outcome("answer", 500), 0.0, 0.5)
+        trip.close(0.0)
+    one.learn_instances(Place("tax"), [replace(before, passing=False)], 1.0)
+    assert one.begin(get(), 1.0, 0.5).next(1.0, 0.5).to == "backup"
+    others = [Instance(endpoint(number), created=number) for number in (1, 2)]
+    one.learn_instances(Place("tax"), [replace(before, created=8), *others], 2.0)
+    assert [found.state for found in one.look(2.0).instances] == ["closed"] * 4
+    seat = next(seat for seat in one._seats.values() if seat.endpoint == before.endpoint)
+    assert (seat.warmth(2.0), seat.warmth(32.0)) == (FIRST_SHARE, 1.0)
 
 
 def test_a_call_that_could_not_connect_fails_over_at_once() -> None:

@@ -7,7 +7,9 @@ it (`Course.look`). Safe to use from several threads: one short lock, held for b
 
 Theory. What was learnt is compiled into a `Plan` that is swapped whole; a trip keeps the plan it
 began with. Counters of an instance (`balance.Seat`) outlive plans, since its calls and its failures
-do: a new chain, a new weight, another instance more must not make an ejected one look well.
+do: a new chain, a new weight, another instance more must not make an ejected one look well. What
+registered anew at the same address is another instance, and what came back from being critical
+counts as one, also where the agent told both at once.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from dataclasses import dataclass, field
 from ..identity import ServiceId
 from ..resolve import Endpoint
 from .balance import Seat
-from .breaking import BreakerState, Breaking, Budget
+from .breaking import WELL, BreakerState, Breaking, Budget
 from .calls import Call, Limits
 from .chain import Chain, Place, Resolution, Retries, default_chain
 from .goal import Goal
@@ -28,6 +30,9 @@ from .instances import FilterError, Instance, Locality, subset
 from .matching import RouteTest, compile_route
 from .retries import DEFAULT_RETRIES
 from .trip import Plan, Trip
+
+_Key = tuple[str, int, ServiceId, int]
+"""Who is one instance: address, identity, registration."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +131,7 @@ class Course:
         self._last_call = -math.inf
         self.ejected = False
         self._known = _Known(default_chain(service, datacenter))
-        self._seats: dict[tuple[str, int, ServiceId], Seat] = {}
+        self._seats: dict[_Key, Seat] = {}
         self.endpoints: tuple[Endpoint, ...] = ()
         self._plan = self._compile(0.0)
 
@@ -159,7 +164,13 @@ class Course:
             self._tell_endpoints()
 
     def learn_instances(
-        self, place: Place, instances: Sequence[Instance], now: float, why_none: str = ""
+        self,
+        place: Place,
+        instances: Sequence[Instance],
+        now: float,
+        why_none: str = "",
+        *,
+        anew: bool = False,
     ) -> None:
         """
         Take the instances of one place; those that are gone get no new call.
@@ -169,8 +180,11 @@ class Course:
             instances: all of them.
             now: this moment: those that were not there before start slowly.
             why_none: told when there are none.
+            anew: whether they were all said to be critical since: nobody is ejected any more.
         """
         with self.lock:
+            if anew:
+                self._forgive(place)
             known = self._known.instances.get(place)
             if known == tuple(instances) and self._known.why.get(place) == why_none:
                 return
@@ -227,13 +241,18 @@ class Course:
 
     # -- compiling, under the lock ------------------------------------------------------------
 
+    def _forgive(self, place: Place) -> None:
+        for instance in self._known.instances.get(place, ()):
+            self._seats[_key(instance)].health = WELL
+        self.refresh()
+
     def _seat(self, place: Place, since: float | None) -> None:
         old, self._seats = self._seats, {}
         tiers = _tiers(one for told in self._known.instances.values() for one in told)
         for told_at, instances in self._known.instances.items():
             for instance in instances:
                 endpoint = instance.endpoint
-                key = (endpoint.host, endpoint.port, endpoint.expected)
+                key = _key(instance)
                 seat = self._seats.get(key) or old.get(key)
                 if seat is None:
                     seat = Seat(endpoint, since if told_at == place else None)
@@ -314,9 +333,9 @@ def _tiers(instances: Iterable[Instance]) -> dict[int, int]:
     return {priority: rank * Locality.TIERS for rank, priority in enumerate(priorities)}
 
 
-def _key(instance: Instance) -> tuple[str, int, ServiceId]:
+def _key(instance: Instance) -> _Key:
     endpoint = instance.endpoint
-    return endpoint.host, endpoint.port, endpoint.expected
+    return endpoint.host, endpoint.port, endpoint.expected, instance.created
 
 
 def _state(seat: Seat, now: float) -> InstanceState:

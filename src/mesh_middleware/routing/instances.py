@@ -49,12 +49,15 @@ class Instance:
         entry: what filters may ask for; empty where no agent told it.
         passing: whether every check passes, none warns.
         locality: where it stands, if the agent says so.
+        created: index at which it was registered; another one for one that deregistered in
+            between. 0 where no agent told it.
     """
 
     endpoint: Endpoint
     entry: Mapping[str, Any] = field(default_factory=dict, repr=False)
     passing: bool = True
     locality: Locality | None = None
+    created: int = 0
 
 
 def parse_instances(body: object, *, trust_domain: str, service: str) -> tuple[Instance, ...]:
@@ -70,7 +73,7 @@ def parse_instances(body: object, *, trust_domain: str, service: str) -> tuple[I
         parse_health(body, trust_domain=trust_domain, service=service)
         return ()
     return tuple(
-        Instance(endpoint, compact(entry), _passes(entry), _locality(entry))
+        Instance(endpoint, compact(entry), _passes(entry), _locality(entry), _created(entry))
         for entry in body
         for endpoint in parse_health([entry], trust_domain=trust_domain, service=service)
     )
@@ -86,6 +89,11 @@ def _locality(entry: Mapping[str, Any]) -> Locality | None:
         if isinstance(found, Mapping) and isinstance(found.get("Region"), str):
             return Locality(found["Region"], str(found.get("Zone") or ""))
     return None
+
+
+def _created(entry: Mapping[str, Any]) -> int:
+    found = entry["Service"].get("CreateIndex")
+    return found if isinstance(found, int) else 0
 
 
 def subset(instances: Sequence[Instance], target: Target) -> tuple[Instance, ...]:

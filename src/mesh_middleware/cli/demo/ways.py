@@ -27,6 +27,8 @@ _CANARY = 20
 """Percent."""
 _LEAST, _MOST = 5, 40
 """Calls of `_CALLS` that a fifth may be: farther off by chance once in ten thousand demos."""
+_BACK_WITHIN = 45.0
+"""Seconds: an instance that was killed, and is the same one to Consul, stays ejected for 30."""
 _SUBSETS = {
     "v1": {"Filter": "Service.Meta.version is empty"},
     "v2": {"Filter": 'Service.Meta.version == "2"'},
@@ -81,7 +83,8 @@ def fail_over(stage: Stage) -> Shown:
         service.process.stop()
     stage.screen.line(f"tax ended; {BACKUP} answers, {away:.0f} ms later")
     stage.service("tax").process.start()
-    _until(stage, lambda info: _who(info) == "tax", "tax answers again", strict=True, timeout=30.0)
+    back = "tax answers again"
+    _until(stage, lambda info: _who(info) == "tax", back, strict=True, timeout=_BACK_WITHIN)
     stage.screen.line("tax was started again, and answers")
     calls = stage.shop.calls - before
     return Shown(
