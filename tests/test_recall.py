@@ -7,6 +7,7 @@ third is the first to be answered from memory.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -18,6 +19,7 @@ import pytest
 from mesh_middleware import Mesh, Peer, hookimpl
 from mesh_middleware.doors import KNOWN, KNOWN_LENGTH, Door, Verdict
 from mesh_middleware.intentions import AsgiFacts, Reason, WsgiFacts
+from mesh_middleware.intentions.wire import MAX_HEAD
 from mesh_middleware.mesh import set_default_mesh
 
 from .support.doors import Exchange, Inside
@@ -102,6 +104,18 @@ def _denies(seen: Any) -> bool:
     return any(one.allow is False for one in seen.intentions or ())
 
 
+def test_no_snapshot_that_is_gone_is_kept_alive(inside: Inside) -> None:
+    """Although no request comes any more: policies can be megabytes."""
+    door, peer, swept = Door(inside.mesh), inside.peer("report"), threading.Event()
+    assert thrice(door, peer) == [True] * 3
+    inside.mesh.after_change(swept.set)
+    old = inside.mesh.snapshot
+    inside.agent.deny("report", "tax")
+    assert inside.mesh.wait_for(lambda seen: seen is not old, PATIENCE)
+    assert swept.wait(PATIENCE)
+    assert door._known_by is not old and not door._known
+
+
 @pytest.mark.parametrize("whose", ["peer", "leaf"])
 def test_the_end_of_a_certificate_ends_it(whose: str, inside: Inside, clock: Clock) -> None:
     """The caller's, or our own, whichever comes first."""
@@ -163,6 +177,26 @@ def test_what_differs_is_judged_by_itself(source: str, inside: Inside) -> None:
     assert thrice(door, peer, path="/admin") == [free] * 3
     assert thrice(door, peer, raw_path=b"/admin/%2e%2e/open") == [free] * 3
     assert thrice(door, peer) == [True] * 3
+
+
+@pytest.mark.parametrize("settles", ["http://tax", "http://tax/open"])
+def test_a_query_that_makes_a_target_unsound_is_judged(settles: str, inside: Inside) -> None:
+    """``http://tax`` is a target, ``http://tax?x`` is none: no slash before the query."""
+    door, peer = Door(inside.mesh), inside.peer("report")
+    assert thrice(door, peer, settles) == [True] * 3
+    for _ in range(3):
+        verdict = ask(door, peer, "http://tax?x")
+        assert verdict.decision.reason is Reason.UNSOUND_TARGET
+        assert ask(door, peer, settles).passes
+
+
+def test_a_query_that_makes_a_target_too_long_is_judged(inside: Inside) -> None:
+    """Also where what it is asked of is well known; by the policy's own memory, too."""
+    door, peer = Door(inside.mesh), inside.peer("invoice")
+    assert thrice(door, peer) == [True] * 3
+    for _ in range(3):
+        assert not ask(door, peer, "/open?" + "q" * MAX_HEAD).passes
+        assert ask(door, peer, "/open?" + "q" * (MAX_HEAD - 6)).passes
 
 
 @pytest.mark.parametrize("hook", ["mesh_restrict", "mesh_decision"])

@@ -120,7 +120,8 @@ class Door:
         self._mode = mode
         self._told_plain = False
         self._known: dict[tuple[int, Hashable], _Entry] = {}
-        self._known_by: object = None
+        self._known_by: Snapshot | None = None
+        self._heard: Mesh | None = None
         self._usual: Mesh | None = None
         Door.made += 1
         if self._exempt:
@@ -227,16 +228,28 @@ class Door:
         peer, mesh = verdict.caller.peer, verdict.caller.mesh
         if peer is None or mesh is None or len(facts.target or facts.path) > KNOWN_LENGTH:
             return
+        # Asked once: threads that come late write to what is thrown away.
+        known = self._known
         # What was made by a snapshot that is gone does not come again.
-        if snapshot is not self._known_by or len(self._known) >= KNOWN:
-            self._known, self._known_by = {}, snapshot
+        if snapshot is not self._known_by or len(known) >= KNOWN:
+            known = self._known = {}
+            self._known_by = snapshot
+            if mesh is not self._heard:
+                self._heard = mesh
+                mesh.after_change(self._forget_old)
         # The id stays true, for the entry holds the peer.
-        known = self._known.get(key)
-        if known is None:
-            self._known[key] = _ONCE, 0.0, peer
-        elif known[0] is _ONCE:
+        entry = known.get(key)
+        if entry is None:
+            known[key] = _ONCE, 0.0, peer
+        elif entry[0] is _ONCE:
             until = mesh.holds_until(peer, facts, snapshot)
-            self._known[key] = (snapshot, until, verdict) if until else (_NEVER, 0.0, peer)
+            known[key] = (snapshot, until, verdict) if until else (_NEVER, 0.0, peer)
+
+    def _forget_old(self) -> None:
+        """Keep no snapshot alive that is gone: it can be megabytes, and no request may come."""
+        mesh = self.mesh
+        if mesh is None or mesh.snapshot is not self._known_by:
+            self._known, self._known_by = {}, None
 
     def _is_exempt(self, mesh: Mesh | None, facts: RequestFacts) -> bool:
         path = plain_path(facts)

@@ -396,8 +396,11 @@ class Mesh(Calling):
             return None
         if self._plugins.restricts or self._plugins.watches_decisions:
             return None
-        # An odd query decides about each request, and is not in the key.
-        if facts.odd_query or not policy.is_settled(peer.id, facts):
+        # Whether a target without a leading slash is sound depends on its query: http://tax?x is
+        # not, http://tax is; and the key does not hold it.
+        if facts.odd_query or not (facts.target or b"/").startswith(b"/"):
+            return None
+        if not policy.is_settled(peer.id, facts):
             return None
         return min(peer.expires, leaf.expires)
 

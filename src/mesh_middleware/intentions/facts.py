@@ -36,6 +36,9 @@ KNOWN_TARGETS = 1024
 
 KNOWN_LENGTH = 128
 
+LONG_QUERY = 60_000
+"""Bytes from which on a query can make a target too long, whatever the path."""
+
 _known: set[bytes] = set()
 
 _CGI_HEADERS = {"CONTENT_TYPE": b"content-type", "CONTENT_LENGTH": b"content-length"}
@@ -229,7 +232,10 @@ class AsgiFacts(RequestFacts):
 def asgi_key(scope: Mapping[str, Any]) -> Hashable:
     """Find `RequestFacts.key` of an ASGI scope; by itself, as each request asks for it first."""
     query = scope["query_string"]
-    odd = query != b"" and _is_plain_query(query) is None
+    # The length of one that is so long that it may decide.
+    odd = query != b"" and (
+        _is_plain_query(query) is None or (len(query) > LONG_QUERY and len(query))
+    )
     return (scope.get("method"), scope.get("raw_path"), scope["path"], odd)
 
 
