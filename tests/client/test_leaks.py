@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -66,6 +67,60 @@ def test_an_answer_that_is_dropped_gives_its_connection_back(
             client.get("https://tax/", timeout=httpx.Timeout(PATIENCE, read=0.05))
         assert line_of(client)._pool.open == 0
         assert mesh.watch_upstream("tax").course.look(0.0).outstanding == 0
+
+
+IN_TWO = (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n", b"ok")
+CHUNKED = (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",)
+
+
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize("answer", [(OK,), IN_TWO, CHUNKED], ids=["whole", "in two", "chunked"])
+def test_an_answer_that_was_read_is_freed_at_once(
+    authority: Authority, mesh: StaticMesh, answer: tuple[bytes, ...], asynchronous: bool
+) -> None:
+    """Nothing of a call is left to the garbage collector, whose stops would be felt by others."""
+
+    def script(wire: Wire) -> None:
+        while wire.read_head():
+            for part in answer:
+                wire.send(part)
+
+    def kept(response: httpx.Response) -> Any:
+        assert response.content == b"ok" and response.elapsed.total_seconds() > 0
+        return weakref.ref(response)
+
+    async def call() -> Any:
+        async with AsyncClient(mesh) as client:
+            found = kept(await client.get("https://tax/"))
+            return found()
+
+    with serving(authority, script) as server, Client(mesh) as client:
+        mesh.tell("tax", server.endpoint("tax"))
+        gc.disable()
+        try:
+            if asynchronous:
+                assert asyncio.run(call()) is None
+            else:
+                found = kept(client.get("https://tax/"))
+                assert found() is None
+        finally:
+            gc.enable()
+
+
+def test_a_body_that_breaks_names_its_request(
+    authority: Authority, mesh: StaticMesh, driver: Driver
+) -> None:
+    """The error of a body tells which request it was, as httpx's do."""
+
+    def script(wire: Wire) -> None:
+        wire.read_head()
+        wire.send(LONG)
+
+    with serving(authority, script) as server, driver.client(mesh) as client:
+        mesh.tell("tax", server.endpoint("tax"))
+        with pytest.raises(httpx.RemoteProtocolError) as caught:
+            client.get("https://tax/here")
+    assert str(caught.value.request.url) == "https://tax/here"
 
 
 def test_an_upgraded_connection_outlives_its_answer(

@@ -58,33 +58,46 @@ class MeshResponse(httpx.Response):
     def read(self) -> bytes:
         """Read the body, as httpx does."""
         stream = self.stream
-        if not isinstance(stream, httpx.SyncByteStream) or (whole := self._take_whole()) is None:
+        if not isinstance(stream, httpx.SyncByteStream) or not self._is_plain():
             return super().read()
+        try:
+            content = b"".join(stream) if self.whole is None else self.whole
+        except httpx.RequestError as error:
+            error.request = self.request
+            raise
         self.is_closed = True
         stream.close()
-        return whole
+        return self._keep(content)
 
     async def aread(self) -> bytes:
         """Read the body, as httpx does."""
         stream = self.stream
-        if not isinstance(stream, httpx.AsyncByteStream) or (whole := self._take_whole()) is None:
+        if not isinstance(stream, httpx.AsyncByteStream) or not self._is_plain():
             return await super().aread()
+        try:
+            whole = self.whole
+            content = b"".join([part async for part in stream]) if whole is None else whole
+        except httpx.RequestError as error:
+            error.request = self.request
+            raise
         self.is_closed = True
         await stream.aclose()
-        return whole
+        return self._keep(content)
 
-    def _take_whole(self) -> bytes | None:
-        # Nothing to wait for and nothing to decode: httpx's iterators, which would come to the
+    def _is_plain(self) -> bool:
+        # Nothing to decode and nobody read before: httpx's iterators, which would come to the
         # same, cost more than reading the answer from the wire did.
-        whole = self.whole
-        if whole is None or self.is_stream_consumed or self.is_closed:
-            return None
-        if "content-encoding" in self.headers:
-            return None
-        self.whole, self._content = None, whole
+        if self.is_stream_consumed or self.is_closed or "content-encoding" in self.headers:
+            return False
         self.is_stream_consumed = True
-        self._num_bytes_downloaded = len(whole)
-        return whole
+        return True
+
+    def _keep(self, content: bytes) -> bytes:
+        self.whole, self._content = None, content
+        self._num_bytes_downloaded = len(content)
+        # httpx's stream knows the response, which knows it: together they would be garbage.
+        self.stream = httpx.ByteStream(content)
+        return content
 
     def raise_for_status(self) -> httpx.Response:
         """
