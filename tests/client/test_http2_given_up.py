@@ -159,3 +159,52 @@ def test_a_call_can_be_given_up_while_the_server_reads_nothing(
     with one_server(authority, mesh, script, loop) as (server, driver):
         assert driver.run(run) == "ok"
         assert (told, server.connections) == ([("ended", 1), ("reset", 3), ("ended", 5)], 1)
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop", "trio"])
+@pytest.mark.parametrize("first", ["short", "long"])
+@pytest.mark.parametrize("head", [False, True], ids=["before the head", "after the head"])
+def test_the_time_of_each_call_is_its_own(
+    authority: Authority, mesh: StaticMesh, loop: str, first: str, head: bool
+) -> None:
+    """Whoever reads for all: who waits for less fails in time, and alone."""
+    go_on, paths = threading.Event(), dict[str, int]()
+
+    def finish(talk: Talk, stream: int) -> None:
+        assert go_on.wait(PATIENCE)
+        if not head:
+            talk.frames.send_headers(stream, [(":status", "200")])
+        talk.frames.send_data(stream, b"ok", end_stream=True)
+        talk.flush()
+
+    def script(talk: Talk) -> None:
+        for event in events(talk):
+            if isinstance(event, h2.events.RequestReceived):
+                paths[dict(event.headers)[b":path"].decode()] = event.stream_id
+            elif isinstance(event, h2.events.StreamEnded):
+                if head or event.stream_id == 1:
+                    talk.frames.send_headers(event.stream_id, [(":status", "200")])
+                    talk.flush()
+                if event.stream_id == 5:
+                    finish(talk, paths["/long"])
+
+    async def run() -> list[str]:
+        found = []
+        async with AsyncClient(mesh, http2=True) as client, client.stream("GET", URL):
+
+            async def short() -> None:
+                with pytest.raises(httpx.ReadTimeout):
+                    await client.get(f"{URL}short", timeout=0.3)
+                go_on.set()
+
+            async def long() -> None:
+                found.append((await client.get(f"{URL}long", timeout=PATIENCE)).text)
+
+            calls = [short, long] if first == "short" else [long, short]
+            async with anyio.create_task_group() as group:
+                for call in calls:
+                    group.start_soon(call)
+        return found
+
+    with one_server(authority, mesh, script, loop) as (server, driver):
+        assert (driver.run(run), server.connections) == (["ok"], 1)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from .goaway import Frames
 from .library import httpx
 from .pool import retirement
-from .stock_lanes import SpentError
+from .stock_lanes import ImpatientError, SpentError
 from .writing import Writing
 
 if TYPE_CHECKING or __package__ != "mesh_middleware.httpx2":
@@ -230,7 +230,10 @@ class _AsyncFramed(_AsyncWrapped):
     ) -> None:
         if buffer:
             # Between two frames: httpcore writes whole ones.
-            await self._writing.write(buffer + self._frames.cancelled(), timeout)
+            try:
+                await self._writing.write(buffer + self._frames.cancelled(), timeout)
+            except httpcore.WriteTimeout as error:
+                raise ImpatientError(httpx.WriteTimeout) from error
 
     async def read(
         self,
@@ -244,9 +247,9 @@ class _AsyncFramed(_AsyncWrapped):
             left = None if until is None else max(0.0, until - time.monotonic())
             try:
                 data = await self._stream.read(max_bytes, _shorter(left, frames))
-            except httpcore.ReadTimeout:
+            except httpcore.ReadTimeout as error:
                 if until is not None and time.monotonic() >= until:
-                    raise
+                    raise ImpatientError(httpx.ReadTimeout) from error
                 continue
             if not data:
                 return data

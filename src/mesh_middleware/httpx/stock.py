@@ -13,18 +13,32 @@ is also when Envoy would select it.
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
+
+import anyio
 
 from ..identity import ServiceId
 from .carrier import Answer
 from .errors import explain_failure
 from .journey import Journey
 from .library import httpx
-from .stock_lanes import MOST_SENDINGS, MOST_TRIES, Lane, LaneKey, Lanes, Sending
+from .stock_lanes import (
+    MOST_SENDINGS,
+    MOST_TRIES,
+    ImpatientError,
+    Lane,
+    LaneKey,
+    Lanes,
+    Sending,
+)
 from .upstreams import MeshLike, sni
+
+_WAITS = "http2.receive_response_headers.started"
+_HEARD = "http2.receive_response_headers.complete"
 
 
 def _key(journey: Journey) -> LaneKey:
@@ -229,7 +243,8 @@ class AsyncStockCarrier:
 
             try:
                 await _close(closed)
-                response = await lane.transport.handle_async_request(_direct(journey, note))
+                request = _direct(journey, note)
+                response = await _ask(lane.transport, request)
                 break
             except BaseException as error:
                 sending.failed(error)
@@ -245,7 +260,8 @@ class AsyncStockCarrier:
                 sending.cancel()
             await self._leave(key, lane)
 
-        stream = _AsyncStream(response.stream, leave)
+        seconds = request.extensions["timeout"]["read"]
+        stream = _AsyncStream(response.stream, leave, seconds if key.http2 else None)
         headers, endpoint = response.headers.raw, journey.attempt.endpoint
         return Answer(response.status_code, headers, stream, response.extensions, endpoint)
 
@@ -259,6 +275,31 @@ class AsyncStockCarrier:
     def retire(self) -> list[AsyncStockCarrier]:
         """Tell what has to be closed later: this, with its connections."""
         return [self]
+
+
+async def _ask(transport: Any, request: httpx.Request) -> httpx.Response:
+    """
+    Send a request, and wait for the head of its answer, for as long as *this* call may.
+
+    Over HTTP/2 httpcore counts only while the call is the one that reads for all.
+    """
+    seconds, note = request.extensions["timeout"]["read"], request.extensions["trace"]
+
+    async def heed(event: str, info: dict[str, Any]) -> None:
+        await note(event, info)
+        if event == _WAITS and seconds is not None:
+            scope.deadline = anyio.current_time() + seconds
+        elif event == _HEARD:
+            scope.deadline = math.inf
+
+    request.extensions["trace"] = heed
+    try:
+        with anyio.CancelScope() as scope:
+            response: httpx.Response = await transport.handle_async_request(request)
+            return response
+    except ImpatientError as error:
+        raise error.timeout("") from error
+    raise httpx.ReadTimeout("")
 
 
 async def _close(lanes: list[Lane]) -> None:
@@ -295,16 +336,27 @@ class _Stream(httpx.SyncByteStream):
 
 
 class _AsyncStream(httpx.AsyncByteStream):
-    def __init__(self, stream: Any, done: Callable[[bool], Any]) -> None:
-        self._stream = stream
+    def __init__(
+        self, stream: Any, done: Callable[[bool], Any], seconds: float | None = None
+    ) -> None:
+        self._stream, self._seconds = stream, seconds
         self._done: Callable[[bool], Any] | None = done
         self._whole = False
         self.ended: Callable[[], None] | None = None
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        async for part in self._stream:
+        parts = aiter(self._stream)
+        while (part := await self._next(parts)) is not None:
             yield part
         self._whole = True
+
+    async def _next(self, parts: AsyncIterator[bytes]) -> bytes | None:
+        try:
+            with anyio.move_on_after(self._seconds):
+                return await anext(parts, None)
+        except ImpatientError as error:
+            raise error.timeout("") from error
+        raise httpx.ReadTimeout("")
 
     async def aclose(self) -> None:
         done, self._done = self._done, None

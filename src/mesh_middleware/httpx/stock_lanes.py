@@ -46,6 +46,21 @@ class SpentError(httpx.RemoteProtocolError):
     """The connection takes no more requests; this one was not sent."""
 
 
+class ImpatientError(BaseException):
+    """
+    The time of one call is over; the connection that it shares goes on.
+
+    No `Exception`: httpcore would take it for the end of the connection, and fail all others.
+
+    Args:
+        timeout: which of httpx's it is.
+    """
+
+    def __init__(self, timeout: type[httpx.TimeoutException]) -> None:
+        super().__init__()
+        self.timeout = timeout
+
+
 @dataclass(frozen=True, slots=True)
 class LaneKey:
     """
