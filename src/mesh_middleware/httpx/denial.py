@@ -95,8 +95,10 @@ class MeshResponse(httpx.Response):
     def _keep(self, content: bytes) -> bytes:
         self.whole, self._content = None, content
         self._num_bytes_downloaded = len(content)
-        # httpx's stream knows the response, which knows it: together they would be garbage.
-        self.stream = httpx.ByteStream(content)
+        if not hasattr(self.stream, "elapsed"):
+            # httpx's stream knows the response, which knows it: together they would be garbage.
+            # That of httpx2 knows the time it took instead.
+            self.stream = httpx.ByteStream(content)
         return content
 
     def raise_for_status(self) -> httpx.Response:
