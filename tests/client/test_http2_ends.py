@@ -16,8 +16,9 @@ import httpx
 import pytest
 from hyperframe.frame import GoAwayFrame
 
-from mesh_middleware.httpx import stock_lanes
+from mesh_middleware.httpx import UpstreamBusyError, stock_lanes
 from mesh_middleware.httpx.goaway import Frames
+from mesh_middleware.routing import Limits, Manners
 
 from ..support.servers import until
 from .driver import Driver
@@ -294,6 +295,30 @@ def test_the_limit_of_connections_holds_for_threads(mesh: StaticMesh, serve: Sta
         open_.set()
         assert first.result(PATIENCE).text == "ok"
         assert client.get("https://tax/").text == "ok"
+
+
+def test_the_limits_of_our_own_service_hold_for_threads(mesh: StaticMesh, serve: Start) -> None:
+    """``MaxConnections`` 1, ``MaxPendingRequests`` 0: the second is refused at once, by name."""
+    open_, came = threading.Event(), threading.Event()
+
+    def script(talk: Talk) -> None:
+        for stream in talk.requests():
+            came.set()
+            assert open_.wait(PATIENCE)
+            talk.answer(stream)
+
+    _, running = serve(script)
+    mesh.watch_upstream("tax").course.learn_manners(Manners(limits=Limits(1, 0)), 0.0)
+    driver = Driver("sync")
+    with driver.client(mesh, http2=True) as client, ThreadPoolExecutor(1) as threads:
+        first = threads.submit(client.get, "https://tax/")
+        assert came.wait(PATIENCE)
+        with pytest.raises(UpstreamBusyError, match="as many calls wait as may"):
+            client.get("https://tax/")
+        open_.set()
+        assert first.result(PATIENCE).text == "ok"
+        assert client.get("https://tax/").text == "ok"
+        assert running.connections == 1
 
 
 def test_the_callers_trace_is_told(mesh: StaticMesh, driver: Driver, serve: Start) -> None:

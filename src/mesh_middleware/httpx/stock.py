@@ -14,16 +14,15 @@ from __future__ import annotations
 
 import asyncio
 import math
-import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import anyio
 
-from ..identity import ServiceId
 from .carrier import Answer
 from .errors import explain_failure
+from .gates import Gate
 from .journey import Journey
 from .library import httpx
 from .stock_lanes import (
@@ -105,7 +104,7 @@ class StockCarrier:
     def __init__(self, mesh: MeshLike, *, http1: bool, limits: httpx.Limits) -> None:
         self._mesh, self._http1, self._limits = mesh, http1, limits
         self._lanes = Lanes(mesh, self._make, limits, shared=False)
-        self._gates: dict[ServiceId, threading.Semaphore] = {}
+        self._gates: dict[str, Gate] = {}
 
     def _make(self, key: LaneKey) -> tuple[Any, Any]:
         context = self._mesh.client_context(key.expected)
@@ -143,7 +142,7 @@ class StockCarrier:
                 break
             except BaseException as error:
                 sending.failed(error)
-                self._leave(key, lane)
+                self._leave(key, lane, journey.target.name)
                 sent += sending.begun
                 if left and sent < MOST_SENDINGS and sending.may_repeat(error, journey):
                     continue
@@ -152,28 +151,29 @@ class StockCarrier:
 
         def leave(whole: bool) -> None:
             lane.broken |= not whole
-            self._leave(key, lane)
+            self._leave(key, lane, journey.target.name)
 
         stream = _Stream(response.stream, leave)
         headers, endpoint = response.headers.raw, journey.attempt.endpoint
         return Answer(response.status_code, headers, stream, response.extensions, endpoint)
 
     def _enter(self, key: LaneKey, journey: Journey) -> Sending:
-        most, patience = self._limits.max_connections, journey.patience
-        if key.http2 and most is not None:
-            # A connection each: httpcore's limit would be each lane's own.
-            gate = self._gates.setdefault(key.expected, threading.Semaphore(most))
-            if not gate.acquire(timeout=patience.within(patience.pool)):
-                raise httpx.PoolTimeout(f"{journey.target.name}: no connection became free in time")
-        sending, closed = self._lanes.enter(key)
+        # A connection each: httpcore's limit would be each lane's own.
+        patience, name = journey.patience, journey.target.name
+        gate = self._gates.setdefault(name, Gate(name, self._limits.max_connections))
+        if not gate.enter(journey.attempt.limits, patience.within(patience.pool)):
+            raise httpx.PoolTimeout(f"{name}: no connection became free in time")
+        try:
+            sending, closed = self._lanes.enter(key)
+        except BaseException:
+            gate.leave()
+            raise
         for lane in closed:
             lane.transport.close()
         return sending
 
-    def _leave(self, key: LaneKey, lane: Lane) -> None:
-        gate = self._gates.get(key.expected) if key.http2 else None
-        if gate is not None:
-            gate.release()
+    def _leave(self, key: LaneKey, lane: Lane, name: str) -> None:
+        self._gates[name].leave()
         for gone in self._lanes.leave(key, lane):
             gone.transport.close()
 

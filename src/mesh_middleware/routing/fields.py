@@ -104,7 +104,11 @@ _PASSIVE = {
     "BaseEjectionTime": Field("yes", "then one trial call at a time"),
 }
 
-_POOL = Field("partly", "with HTTP/1.1, for the connections of one client to the upstream")
+_POOL = Field(
+    "partly",
+    "for the connections of one client to the upstream; tasks that share HTTP/2 have one to each "
+    "instance",
+)
 _LIMITS = {
     "MaxConnections": _POOL, "MaxPendingRequests": _POOL, "MaxConcurrentRequests": _YES,
 }  # fmt: skip
