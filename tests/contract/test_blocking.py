@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -81,6 +82,24 @@ def test_deregistration_wakes_the_health_query(agent: Target) -> None:
         agent.put(f"/v1/agent/service/deregister/{name}")
         answer = woken.result(PATIENCE)
     assert answer.json() == []
+
+
+def test_who_registers_anew_has_another_create_index(agent: Target) -> None:
+    """It stays when a service is registered again, and changes when it had left in between."""
+    name = agent.name()
+    path, service = f"/v1/health/connect/{name}", {"Name": name, "Connect": {"Native": True}}
+
+    def told(change: Callable[[], object]) -> list[int]:
+        with agent.blocked(path) as woken:
+            change()
+            return [one["Service"]["CreateIndex"] for one in woken.result(PATIENCE).json()]
+
+    first = told(lambda: agent.register(**service, Port=1))
+    again = told(lambda: agent.register(**service, Port=2))
+    gone = told(lambda: agent.put(f"/v1/agent/service/deregister/{name}"))
+    anew = told(lambda: agent.register(**service, Port=2))
+    assert first == again and gone == []
+    assert anew[0] > first[0] > 0
 
 
 def test_ttl_that_runs_out_wakes_the_health_query(agent: Target) -> None:
