@@ -8,8 +8,10 @@ import time
 from contextlib import suppress
 
 import pytest
+from h2.errors import ErrorCodes
 
 from mesh_middleware.dev import DevAgent
+from mesh_middleware.servers.hypercorn_ends import LINGER, LOOK_EVERY, close_in_order
 
 from .apps import APPS
 from .callers import Http1, Http2, connect, outsider_context
@@ -35,6 +37,24 @@ async def app(scope, receive, send):
 app = MeshAuthz(app)
 """ % (IDLE * 2)
 """Answers later than a connection may be idle."""
+
+
+HEEDS = """
+from mesh_middleware import MeshAuthz
+
+
+async def app(scope, receive, send):
+    assert scope["type"] == "http", "no lifespan"
+    while scope["path"] == "/wait":
+        if (await receive())["type"] == "http.disconnect":
+            return
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"{}"})
+
+
+app = MeshAuthz(app)
+"""
+"""Works on one request until it is cancelled, and does not answer it then."""
 
 
 async def silence(connection: Http1 | Http2, seconds: float) -> bool:
@@ -88,6 +108,101 @@ def test_a_connection_with_a_request_is_not_idle(
 
     server = serve(SLOW, worker_class=worker, keep_alive_timeout=IDLE)
     asyncio.run(ask())
+
+
+@pytest.mark.parametrize("worker", ["asyncio", "uvloop", "trio"])
+def test_a_connection_whose_last_request_was_cancelled_is_idle(
+    worker: str, agent: DevAgent, serve: Serve
+) -> None:
+    """HTTP/2's caller says so in a frame, and keeps the connection."""
+
+    async def cancel() -> bool:
+        tls = outsider_context(caller(agent).pem, alpn="h2")
+        async with connect("h2", server.port(), tls) as connection:
+            assert isinstance(connection, Http2)
+            assert (await connection.ask("/"))[0].status == 200
+            stream = connection._open("/wait")
+            connection._flush()
+            assert await silence(connection, IDLE / 4)
+            connection._h2.reset_stream(stream, ErrorCodes.CANCEL)
+            connection._flush()
+            return await silence(connection, IDLE + 10)
+
+    server = serve(HEEDS, worker_class=worker, keep_alive_timeout=IDLE)
+    assert not asyncio.run(cancel()), "never closed"
+
+
+@pytest.mark.parametrize("worker", ["asyncio", "uvloop", "trio"])
+def test_a_connection_that_has_asked_nothing_is_idle(worker: str, serve: Serve) -> None:
+    """Also where HTTP/2 was spoken without being negotiated."""
+
+    async def begin() -> bool:
+        async with connect("h2", server.port("http"), None) as connection:
+            assert isinstance(connection, Http2)
+            connection._flush()
+            return await silence(connection, IDLE + 10)
+
+    server = serve(
+        SLOW,
+        worker_class=worker,
+        keep_alive_timeout=IDLE,
+        insecure_bind="127.0.0.1:0",
+        listeners=2,
+    )
+    assert not asyncio.run(begin()), "never closed"
+
+
+class Connection:
+    """
+    As much of Hypercorn's connection of HTTP/1.1 as its end looks at.
+
+    Args:
+        comes: after how many looks a request comes.
+        ends: whether the worker ends.
+    """
+
+    def __init__(self, comes: int, *, ends: bool) -> None:
+        self.context = self.protocol = self.terminated = self
+        self.stream: object = None
+        self.closed, self._comes, self._ends = False, comes, ends
+        self._look()
+
+    def is_set(self) -> bool:
+        """Whether the worker ends."""
+        return self._ends
+
+    async def sleep(self, seconds: float) -> None:
+        """Time goes by."""
+        self._comes -= 1
+        self._look()
+
+    def _look(self) -> None:
+        if not self._comes:
+            self.stream = object()
+
+    async def _initiate_server_close(self) -> None:
+        self.closed = True
+
+
+LOOKS = round(LINGER / LOOK_EVERY)
+
+
+@pytest.mark.parametrize(
+    ("comes", "ends", "closed"),
+    [(0, False, False), (0, True, False), (LOOKS, True, False), (LOOKS + 1, True, True)],
+)
+def test_a_request_that_comes_at_the_last_moment_is_answered(
+    comes: int, ends: bool, closed: bool
+) -> None:
+    """When the connection is to be closed the next moment, or the worker has waited long enough."""
+
+    class One(Connection):
+        pass
+
+    close_in_order(One)
+    one = One(comes, ends=ends)
+    asyncio.run(one._initiate_server_close())
+    assert one.closed is closed
 
 
 @pytest.mark.parametrize("worker", ["asyncio", "uvloop", "trio"])

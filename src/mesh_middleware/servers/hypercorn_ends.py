@@ -67,6 +67,8 @@ def close_in_order(server: Any) -> None:
 
     async def _initiate_server_close(self: Any) -> None:
         inner, waits = self.protocol.protocol, self.context.terminated.is_set()
+        if _is_used(inner):
+            return  # a request came at the very moment
         if isinstance(inner, H2Protocol):
             waits = True
             # What is on its way just now has a right to be sent again.
@@ -82,10 +84,14 @@ async def _is_used_again(server: Any, inner: Any) -> bool:
     for _ in range(round(LINGER / LOOK_EVERY)):
         if getattr(server, "mesh_left", False):
             break
-        if inner.stream is not None if hasattr(inner, "stream") else not inner.idle:
+        if _is_used(inner):
             return True
         await server.context.sleep(LOOK_EVERY)
-    return False
+    return _is_used(inner)
+
+
+def _is_used(inner: Any) -> bool:
+    return inner.stream is not None if hasattr(inner, "stream") else not inner.idle
 
 
 def _refuse_what_is_late(protocol: Any) -> None:

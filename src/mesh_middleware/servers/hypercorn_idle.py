@@ -71,6 +71,37 @@ class IdleTimer:
             self._handle = self._loop.call_at(self._deadline, self._look)
 
 
+def time_what_is_idle(protocol: Any) -> None:
+    """
+    Have two kinds of connection timed that Hypercorn takes for used for ever.
+
+    One on which HTTP/2 was spoken without being negotiated, until its first request has ended; and
+    one whose last request was cancelled by its caller.
+
+    Args:
+        protocol: Hypercorn's class of connections of HTTP/2.
+    """
+    from h2.events import StreamReset
+    from hypercorn.events import Updated
+
+    initiate, handle_events = protocol.initiate, protocol._handle_events
+
+    async def time_if_idle(self: Any) -> None:
+        if self.idle and not self.closed:
+            await self.send(Updated(idle=True))
+
+    async def begin(self: Any, *args: Any) -> None:
+        await initiate(self, *args)
+        await time_if_idle(self)
+
+    async def _handle_events(self: Any, events: list[Any]) -> None:
+        await handle_events(self, events)
+        if any(isinstance(event, StreamReset) for event in events):
+            await time_if_idle(self)
+
+    protocol.initiate, protocol._handle_events = begin, _handle_events
+
+
 class _NoTimer:
     """In place of the idle timer of a connection that its peer has closed."""
 

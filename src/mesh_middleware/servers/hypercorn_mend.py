@@ -1,13 +1,16 @@
 """
 Mends what lets one peer end the requests of others in Hypercorn (0.18), or fill its memory.
 
-Owns three repairs. In HTTP/2, bytes that arrive for a stream that has been answered already raise a
+Owns five repairs. In HTTP/2, bytes that arrive for a stream that has been answered already raise a
 ``KeyError``, which ends every other stream of the connection; each refused upload is such a
-stream. And on the trio worker whatever a connection raises ends the whole server: a ``:path`` that
-is not ASCII is enough, from a peer whom no intention allows. And a server that ends waits without
-limit for a peer that does not read its answer, or that stops in the middle of its upload. (What is
-said when a connection ends is `hypercorn_ends`', and when it was idle for too long
-`hypercorn_idle`'s.) Knows nothing of the mesh.
+stream. Who leaves before it has its answer over HTTP/2 leaves the application waiting for ever for
+room to write, with all that belongs to the connection. Who sends more of a body than fits into the
+queue of an application that answers without it leaves both waiting for each other. And on the trio
+worker whatever a connection raises ends the whole server: a ``:path`` that is not ASCII is enough,
+from a peer whom no intention allows. And a server that ends waits without limit for a peer that
+does not read its answer, or that stops in the middle of its upload. (What is said when a connection
+ends is `hypercorn_ends`', and when it was idle for too long `hypercorn_idle`'s.) Knows nothing of
+the mesh.
 """
 
 from __future__ import annotations
@@ -15,13 +18,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import socket
 import sys
+from collections.abc import Callable, Coroutine
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from .hypercorn_ends import close_in_order, end_in_order, say_the_last
-from .hypercorn_idle import end_idle, forget_closed, time_lightly
+from .hypercorn_idle import end_idle, forget_closed, time_lightly, time_what_is_idle
 
 _log = logging.getLogger("mesh_middleware.server")
 
@@ -53,7 +58,11 @@ def mend() -> None:
 
     if not hasattr(H2Protocol, "mesh_mended"):
         _keep_streams(H2Protocol)
+        _let_writers_go(H2Protocol)
+        _let_readers_go(H11Protocol, lambda self: self.stream)
+        _let_readers_go(H2Protocol, lambda self, number: self.streams.get(number))
         end_in_order(H2Protocol, H11Protocol)
+        time_what_is_idle(H2Protocol)
     for name in ("asyncio", "trio"):
         loaded = sys.modules.get(f"hypercorn.{name}.tcp_server")
         if loaded is not None and not hasattr(loaded.TCPServer, "mesh_mended"):
@@ -75,6 +84,67 @@ def _keep_streams(protocol: Any) -> None:
         self.streams = _Streams(self.streams)
 
     protocol.__init__, protocol.mesh_mended = __init__, True
+
+
+def _let_writers_go(protocol: Any) -> None:
+    from hypercorn.events import Closed
+    from hypercorn.protocol.h2 import BufferCompleteError, StreamBuffer
+
+    class Left(StreamBuffer):
+        """Of a connection that has ended: nothing is waited for, and never is all of it sent."""
+
+        complete = False
+
+        def set_complete(self) -> None:
+            pass
+
+        async def push(self, data: bytes) -> None:
+            raise BufferCompleteError
+
+        async def drain(self) -> None:
+            pass
+
+    original = protocol.handle
+
+    async def handle(self: Any, event: object) -> None:
+        if isinstance(event, Closed):
+            self.closed = True  # who empties the buffers ends now
+            for buffer in self.stream_buffers.values():
+                buffer.__class__, buffer.buffer = Left, bytearray()
+                await buffer._is_empty.set()
+                await buffer._paused.set()
+        await original(self, event)
+
+    protocol.handle = handle
+
+
+def _let_readers_go(protocol: Any, stream_of: Callable[..., Any]) -> None:
+    original = protocol._close_stream
+
+    def _close_stream(self: Any, *number: int) -> Coroutine[Any, Any, None]:
+        put = getattr(stream_of(self, *number), "app_put", None)
+        if put is not None:
+            _make_room(put.__self__)
+        return original(self, *number)  # type: ignore[no-any-return]
+
+    protocol._close_stream = _close_stream
+
+
+def _make_room(queue: Any) -> None:
+    """Let what an application is told last into its queue, and whoever waits to put something."""
+    if isinstance(queue, asyncio.Queue):
+        if queue.full():
+            held: Any = queue
+            held._maxsize = 0
+            while held._putters:
+                held._wakeup_next(held._putters)
+        return
+    state = queue._state
+    if len(state.data) >= state.max_buffer_size:
+        state.max_buffer_size = math.inf
+        with sys.modules["trio"].MemoryReceiveChannel._create(state) as other:
+            while state.send_tasks:  # taken in with what is taken out
+                state.data.appendleft(other.receive_nowait())
 
 
 def _outlive_connections(server: Any) -> None:
