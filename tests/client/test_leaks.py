@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from mesh_middleware.httpx import AsyncClient, Client, UpstreamBusyError
+from mesh_middleware.httpx import AsyncClient, Client, MeshTransport, UpstreamBusyError
 from mesh_middleware.routing import Limits, Manners
 
 from ..support.steps import yield_times
@@ -121,6 +121,23 @@ def test_a_body_that_breaks_names_its_request(
         with pytest.raises(httpx.RemoteProtocolError) as caught:
             client.get("https://tax/here")
     assert str(caught.value.request.url) == "https://tax/here"
+
+
+def test_a_body_that_breaks_is_told_without_a_client(
+    authority: Authority, mesh: StaticMesh
+) -> None:
+    """The same error, where a transport was asked and no request is known to the answer."""
+
+    def script(wire: Wire) -> None:
+        wire.read_head()
+        wire.send(LONG)
+
+    with serving(authority, script) as server, MeshTransport(mesh) as transport:
+        mesh.tell("tax", server.endpoint("tax"))
+        response = transport.handle_request(httpx.Request("GET", "https://tax/"))
+        with pytest.raises(httpx.RemoteProtocolError):
+            response.read()
+        response.close()
 
 
 def test_an_upgraded_connection_outlives_its_answer(

@@ -11,6 +11,7 @@ Source: design 3.2; Envoy, "HTTP RBAC filter", the body of its local reply.
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 
 from ..resolve import Endpoint
@@ -63,7 +64,7 @@ class MeshResponse(httpx.Response):
         try:
             content = b"".join(stream) if self.whole is None else self.whole
         except httpx.RequestError as error:
-            error.request = self.request
+            self._name_request(error)
             raise
         self.is_closed = True
         stream.close()
@@ -78,7 +79,7 @@ class MeshResponse(httpx.Response):
             whole = self.whole
             content = b"".join([part async for part in stream]) if whole is None else whole
         except httpx.RequestError as error:
-            error.request = self.request
+            self._name_request(error)
             raise
         self.is_closed = True
         await stream.aclose()
@@ -91,6 +92,10 @@ class MeshResponse(httpx.Response):
             return False
         self.is_stream_consumed = True
         return True
+
+    def _name_request(self, error: httpx.RequestError) -> None:
+        with suppress(RuntimeError):  # who asked a transport, not a client, sets none
+            error.request = self.request
 
     def _keep(self, content: bytes) -> bytes:
         self.whole, self._content = None, content
