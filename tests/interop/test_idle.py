@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 import time
 from contextlib import suppress
 
 import pytest
 from h2.errors import ErrorCodes
+from hypercorn.asyncio.tcp_server import TCPServer
+from hypercorn.asyncio.worker_context import WorkerContext
 
 from mesh_middleware.dev import DevAgent
 from mesh_middleware.servers.hypercorn_ends import LINGER, LOOK_EVERY, close_in_order
+from mesh_middleware.servers.hypercorn_mend import _open_of
 
+from ..support.servers import PATIENCE
 from .apps import APPS
 from .callers import Http1, Http2, connect, outsider_context
 from .conftest import Serve
@@ -203,6 +208,24 @@ def test_a_request_that_comes_at_the_last_moment_is_answered(
     one = One(comes, ends=ends)
     asyncio.run(one._initiate_server_close())
     assert one.closed is closed
+
+
+def test_the_first_connection_of_a_worker_that_has_ended_is_cut() -> None:
+    """Its handshake took longer than the worker had: nothing may wait for its peer for ever."""
+
+    async def come_too_late() -> None:
+        context = WorkerContext(None)
+        await context.terminated.set()
+        ours, theirs = socket.socketpair()
+        with theirs:
+            _, writer = await asyncio.open_connection(sock=ours)
+            late = TCPServer(None, None, None, context, None, None, writer)  # type: ignore[arg-type]
+            _open_of(context, 0.01)[late] = ours
+            async with asyncio.timeout(PATIENCE):
+                with suppress(ConnectionError):
+                    await writer.wait_closed()
+
+    asyncio.run(come_too_late())
 
 
 @pytest.mark.parametrize("worker", ["asyncio", "uvloop", "trio"])

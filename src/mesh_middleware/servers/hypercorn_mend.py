@@ -193,13 +193,19 @@ def _open_of(context: Any, term: float) -> _Open:
         await begin()
         for server in list(made):
             end_idle(server)
-        try:
-            asyncio.get_running_loop().call_later(term, _cut, made)
-        except RuntimeError:
-            sys.modules["trio"].lowlevel.spawn_system_task(_cut_on_trio, term, made)
+        _cut_after(term, made)
 
     context.terminated.set = begin_end
+    if context.terminated.is_set():  # the first of all, and its handshake outlasted the worker
+        _cut_after(term, made)
     return made
+
+
+def _cut_after(term: float, connections: _Open) -> None:
+    try:
+        asyncio.get_running_loop().call_later(term, _cut, connections)
+    except RuntimeError:
+        sys.modules["trio"].lowlevel.spawn_system_task(_cut_on_trio, term, connections)
 
 
 async def _cut_on_trio(term: float, connections: _Open) -> None:
