@@ -7,11 +7,14 @@ import signal
 import socket
 import time
 from contextlib import suppress
+from typing import Any
 
+import h11
 import pytest
 from h2.errors import ErrorCodes
 from hypercorn.asyncio.tcp_server import TCPServer
 from hypercorn.asyncio.worker_context import WorkerContext
+from hypercorn.events import RawData
 
 from mesh_middleware.dev import DevAgent
 from mesh_middleware.servers.hypercorn_ends import LINGER, LOOK_EVERY, close_in_order
@@ -185,6 +188,10 @@ class Connection:
         if not self._comes:
             self.stream = object()
 
+    async def handle(self, event: object) -> None:
+        """Bytes came."""
+        raise AssertionError("heard")
+
     async def _initiate_server_close(self) -> None:
         self.closed = True
 
@@ -208,6 +215,23 @@ def test_a_request_that_comes_at_the_last_moment_is_answered(
     one = One(comes, ends=ends)
     asyncio.run(one._initiate_server_close())
     assert one.closed is closed
+    if closed:
+        asyncio.run(one.handle(RawData(b"GET / HTTP/1.1")))
+
+
+def test_a_request_without_a_stream_yet_is_a_use() -> None:
+    """Between the two, others run on trio."""
+
+    class One(Connection):
+        pass
+
+    close_in_order(One)
+    one: Any = One(LOOKS, ends=False)
+    one.connection = h11.Connection(h11.SERVER)
+    one.connection.receive_data(b"GET / HTTP/1.1\r\nHost: tax\r\n\r\n")
+    one.connection.next_event()
+    asyncio.run(one._initiate_server_close())
+    assert not one.closed
 
 
 def test_the_first_connection_of_a_worker_that_has_ended_is_cut() -> None:

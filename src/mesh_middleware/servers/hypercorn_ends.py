@@ -75,6 +75,7 @@ def close_in_order(server: Any) -> None:
             await _say_goaway(inner, inner.connection.highest_inbound_stream_id)
         if waits and await _is_used_again(self, inner):
             return  # once that is answered, it is idle again, and comes here again
+        _hear_no_more(self.protocol)
         await original(self)
 
     server._initiate_server_close = _initiate_server_close
@@ -91,7 +92,24 @@ async def _is_used_again(server: Any, inner: Any) -> bool:
 
 
 def _is_used(inner: Any) -> bool:
-    return inner.stream is not None if hasattr(inner, "stream") else not inner.idle
+    if not hasattr(inner, "stream"):
+        return not inner.idle
+    # On trio others run between the coming of a request and its stream.
+    state = getattr(getattr(inner, "connection", None), "their_state", None)
+    return inner.stream is not None or str(state) in ("SEND_BODY", "DONE")
+
+
+def _hear_no_more(protocol: Any) -> None:
+    """What TLS still gives out while it closes could be done, but not be answered."""
+    from hypercorn.events import RawData
+
+    original = protocol.handle
+
+    async def handle(event: object) -> None:
+        if not isinstance(event, RawData):
+            await original(event)
+
+    protocol.handle = handle
 
 
 def _refuse_what_is_late(protocol: Any) -> None:
