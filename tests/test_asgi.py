@@ -130,6 +130,20 @@ def test_an_allowed_websocket_is_accepted(inside: Inside) -> None:
     assert app.scopes[0]["state"]["mesh"].peer.id.name == "invoice"
 
 
+@pytest.mark.parametrize("judged", ["by identity", "by path"])
+def test_what_a_scope_need_not_hold_may_be_missing(
+    judged: str, inside: Inside, strict: Inside
+) -> None:
+    """A WebSocket's query and headers, and the raw path: judged as if they were empty."""
+    where, app = inside if judged == "by identity" else strict, App()
+    for path, passes in (("/open/who", True), ("/who", where is inside)):
+        exchange = Exchange(path, kind="websocket")
+        for key in ("query_string", "headers", "raw_path"):
+            del exchange.scope[key]
+        ask(where, MeshAuthz(app, mesh=where.mesh), exchange)
+        assert (exchange.sent == [{"type": "websocket.accept"}]) is passes
+
+
 @pytest.mark.parametrize("scheme", ["wss", "ws"])
 def test_a_denied_websocket_gets_an_answer_where_the_server_can(
     scheme: str, inside: Inside

@@ -25,7 +25,7 @@ LAYERS = [
     " consul.shifts tls gate standing resolve resolve_dns routing keepsake jwks",
     # the heart
     "mesh plugins hookspecs belief chains entries following registration upstreams watcher metrics"
-    " raw calling outbound keeper probe refusals watched",
+    " raw calling outbound keeper probe refusals watched judging",
     # doors, and what they share
     "asgi wsgi flask httpx httpx2 servers doors answers live",
     # commands

@@ -84,12 +84,12 @@ class MeshAuthz:
         if caller.mesh is not self._heard and caller.mesh is not None:
             self._heard = caller.mesh
             caller.mesh.after_change(self._live.sweep_soon)
-        remember_trace(scope["headers"])
+        remember_trace(scope.get("headers", ()))
         # What the application sees. Written out, as all that each request pays for.
         inner, state = dict(scope), scope.get("state")
         inner["state"] = {**state, "mesh": caller} if state else {"mesh": caller}
         if verdict.handed:
-            inner["headers"] = _replaced(scope["headers"], verdict.handed)
+            inner["headers"] = _replaced(scope.get("headers", ()), verdict.handed)
         plain = kind == "http" and scope.get("http_version") != "2"
         end = None if plain else _Ending(scope, send)
         work = self.app(inner, receive, send if end is None else end.send)

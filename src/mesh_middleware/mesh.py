@@ -1,8 +1,8 @@
 """
 The heart: one `Mesh` per process keeps a snapshot current and judges requests by it.
 
-Owns the life of the watcher, the TLS contexts handed to servers and clients, and the verdict on a
-request. A request never waits here: it reads one attribute.
+Owns the life of the watcher, and the TLS contexts handed to servers and clients. What it says of a
+request is in `judging`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import os
 import threading
 import time
 import weakref
-from collections import defaultdict
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from types import TracebackType
@@ -23,13 +22,12 @@ from typing import TYPE_CHECKING, Any, Self
 
 from .belief import Belief
 from .calling import Calling
-from .certificates import Peer
 from .config import Settings, load_settings
 from .exceptions import ConfigError, NotReadyError
 from .identity import ServiceId, SpiffeId
-from .intentions import Decision, Reason, RequestFacts, decision
+from .judging import Judging
 from .plugins import Plugins
-from .refusals import Refusals, Told
+from .refusals import Refusals
 from .rhythm import USUAL, Rhythm
 from .snapshot import Snapshot
 from .tls import LiveContext, client_context, server_context
@@ -42,14 +40,13 @@ if TYPE_CHECKING:
     from .watched import Watched
 
 _log = logging.getLogger("mesh_middleware.mesh")
-_decisions = logging.getLogger("mesh_middleware.decision")
 
 _meshes: weakref.WeakSet[Mesh] = weakref.WeakSet()
 _default: Mesh | None = None
 _default_lock = threading.Lock()
 
 
-class Mesh(Calling):
+class Mesh(Judging, Calling):
     """
     Membership of this process in the mesh, as one service.
 
@@ -83,14 +80,12 @@ class Mesh(Calling):
         if settings is not None and (service is not None or options):
             raise ConfigError("give settings, or a service name and options, not both")
         self.settings = settings or load_settings({"service": service, **options})
-        self.counts: defaultdict[Reason, int] = defaultdict(int)
-        self.shadowed: defaultdict[Reason, int] = defaultdict(int)
+        super().__init__()
         self._refusals = Refusals()
         self._transport = transport
         self._plugins = Plugins(plugins, installed=self.settings.plugins)
         self._clock, self._rhythm = clock, rhythm
         self._lock = threading.Lock()
-        self._told = Told()
         self._listeners: list[Callable[[], Callable[[], None] | None]] = []
         self._reset()
         _meshes.add(self)
@@ -330,113 +325,6 @@ class Mesh(Calling):
                 self._watched = Watched(watcher.follow, watcher.leave, where)
             return self._watched
 
-    # -- verdicts ------------------------------------------------------------------------------
-
-    def decide(
-        self,
-        peer: Peer | None,
-        facts: RequestFacts,
-        shadow: Callable[[Decision], bool] | None = None,
-        *,
-        booked: bool = True,
-    ) -> Decision:
-        """
-        Judge one request. Waits for nothing.
-
-        Args:
-            peer: who sent it, from the connection that carried it; ``None`` without an identity.
-            facts: the request.
-            shadow: tells of a denial whether the request passes all the same, for the books.
-            booked: whether the verdict is counted, logged and told to plugins.
-
-        Returns:
-            The verdict with its reason.
-        """
-        # One function, since each request pays for every call: the rules in order, then the books.
-        snapshot = self._belief.snapshot
-        policy, leaf = snapshot.policy, snapshot.leaf
-        if peer is None:
-            verdict = _NO_PEER
-        elif policy is None or leaf is None:
-            verdict = _NOT_READY
-        else:
-            now = self._clock()
-            if now > peer.expires:
-                verdict = _PEER_EXPIRED
-            elif now > leaf.expires:
-                verdict = _LEAF_EXPIRED
-            elif not facts.sound:
-                verdict = _UNSOUND
-            else:
-                verdict = policy.decide(peer.id, facts)
-                if verdict.allowed and self._plugins.restricts:
-                    verdict = self._restricted(peer, facts) or verdict
-        if not booked:
-            return verdict
-        self.counts[verdict.reason] += 1
-        if not verdict.allowed:
-            self._denied(verdict, peer, shadow is not None and shadow(verdict))
-        if self._plugins.watches_decisions:
-            self._plugins.decision(verdict, peer.id if peer else None, facts)
-        return verdict
-
-    def holds_until(self, peer: Peer, facts: RequestFacts, snapshot: Snapshot) -> float | None:
-        """
-        Tell how long requests like one that was just let in get the same verdict: see `repeats`.
-
-        Args:
-            snapshot: in use before it was judged.
-
-        Returns:
-            Seconds since the epoch; ``None`` where each request has to be judged by itself: for a
-            header or a token, by a plugin, or since the snapshot is another by now.
-        """
-        policy, leaf = snapshot.policy, snapshot.leaf
-        if snapshot is not self._belief.snapshot or policy is None or leaf is None:
-            return None
-        if self._plugins.restricts or self._plugins.watches_decisions:
-            return None
-        # Whether a target without a leading slash is sound depends on its query: http://tax?x is
-        # not, http://tax is; and the key does not hold it.
-        if facts.odd_query or not (facts.target or b"/").startswith(b"/"):
-            return None
-        if not policy.is_settled(peer.id, facts):
-            return None
-        return min(peer.expires, leaf.expires)
-
-    def repeats(self, verdict: Decision, snapshot: Snapshot, until: float) -> bool:
-        """
-        Give an allowing verdict once more, if it still stands; it is counted then.
-
-        Args:
-            snapshot: that it was made by.
-            until: from `holds_until`.
-        """
-        if self._belief.snapshot is not snapshot or self._clock() > until:
-            return False
-        self.counts[verdict.reason] += 1
-        return True
-
-    def _restricted(self, peer: Peer, facts: RequestFacts) -> Decision | None:
-        try:
-            return None if self._plugins.permits(peer.id, facts) else _PLUGIN_DENIED
-        except Exception:
-            _log.exception("a plugin failed in mesh_restrict; the request is denied")
-            return _PLUGIN_FAILED
-
-    def _denied(self, verdict: Decision, peer: Peer | None, shadowed: bool) -> None:
-        if shadowed:
-            self.shadowed[verdict.reason] += 1
-        self._log_denial(verdict, peer, "would deny" if shadowed else "denied")
-        if self._watcher is not None and Reason.JWT_INVALID in (verdict.reason, verdict.detail):
-            self._watcher.refresh_keys()
-
-    def _log_denial(self, verdict: Decision, peer: Peer | None, what: str) -> None:
-        source = peer.id.uri if peer else "nobody"
-        first = self._told.is_first(what, source, verdict.reason)
-        level = logging.WARNING if first else logging.DEBUG
-        _decisions.log(level, "%s %s: %s %s", what, source, verdict.reason, verdict.detail)
-
     # -- inside --------------------------------------------------------------------------------
 
     def _may_connect(self, source: SpiffeId) -> bool:
@@ -474,15 +362,6 @@ class Mesh(Calling):
         # forget all, so that nothing is judged by a snapshot that nobody renews.
         self._lock = threading.Lock()
         self._reset()
-
-
-_NO_PEER = decision(Reason.NO_PEER)
-_NOT_READY = decision(Reason.NO_POLICY)
-_PEER_EXPIRED = decision(Reason.PEER_EXPIRED)
-_LEAF_EXPIRED = decision(Reason.LEAF_EXPIRED)
-_UNSOUND = decision(Reason.UNSOUND_TARGET)
-_PLUGIN_DENIED = decision(Reason.PLUGIN_RESTRICTED)
-_PLUGIN_FAILED = decision(Reason.PLUGIN_ERROR)
 
 
 def default_mesh() -> Mesh:

@@ -170,7 +170,8 @@ class AsgiFacts(RequestFacts):
         scope: the scope; only read.
         key: its `asgi_key`, where that is known already.
 
-    Source: ASGI HTTP specification, "HTTP Connection Scope"; ``raw_path`` is optional there.
+    Source: ASGI, "HTTP Connection Scope" and "Websocket Connection Scope"; ``raw_path``,
+    ``headers`` and, for WebSockets, ``query_string`` are optional there.
     """
 
     __slots__ = ("_key", "scope")
@@ -192,7 +193,7 @@ class AsgiFacts(RequestFacts):
         raw: bytes | None = self.scope.get("raw_path")
         if not raw:
             return None
-        query = self.scope["query_string"]
+        query = self.scope.get("query_string")
         return raw + b"?" + query if query else raw
 
     @property
@@ -205,12 +206,12 @@ class AsgiFacts(RequestFacts):
 
     @property
     def query(self) -> bytes:
-        query: bytes = self.scope["query_string"]
+        query: bytes = self.scope.get("query_string", b"")
         return query
 
     @property
     def headers(self) -> Sequence[Header]:
-        headers: Sequence[Header] = self.scope["headers"]
+        headers: Sequence[Header] = self.scope.get("headers", ())
         return headers
 
     @property
@@ -219,7 +220,7 @@ class AsgiFacts(RequestFacts):
         raw = scope.get("raw_path")
         # What nearly every request is takes one look.
         if raw in _known or (raw and _is_unescaped(raw) and _remember(raw)):
-            query = scope["query_string"]
+            query = scope.get("query_string")
             if not query or _is_plain_query(query):
                 return True
         return RequestFacts.sound.fget(self)  # type: ignore[attr-defined,no-any-return]
@@ -231,11 +232,10 @@ class AsgiFacts(RequestFacts):
 
 def asgi_key(scope: Mapping[str, Any]) -> Hashable:
     """Find `RequestFacts.key` of an ASGI scope; by itself, as each request asks for it first."""
-    query = scope["query_string"]
-    # The length of one that is so long that it may decide.
-    odd = query != b"" and (
-        _is_plain_query(query) is None or (len(query) > LONG_QUERY and len(query))
-    )
+    query, odd = scope.get("query_string"), 0
+    if query:
+        # The length of one that is so long that it may decide.
+        odd = 1 if _is_plain_query(query) is None else len(query) * (len(query) > LONG_QUERY)
     return (scope.get("method"), scope.get("raw_path"), scope["path"], odd)
 
 
