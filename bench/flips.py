@@ -99,6 +99,8 @@ def measure(
                         Target(5.0), Target(25.0))  # fmt: skip
     with _many(stage, server):
         told(f"denies among {MANY:,} intentions")
+        # The server knows them all when a change that came after them has acted.
+        _flips(stage, server, 1, told)
         taken = _flips(stage, server, max(5, count // 4), told)
     yield from _figures(f"the same among {MANY:,} intentions", taken, None, Target(200.0))
 
