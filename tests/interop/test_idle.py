@@ -37,7 +37,8 @@ from mesh_middleware import MeshAuthz
 
 async def app(scope, receive, send):
     assert scope["type"] == "http", "no lifespan"
-    await anyio.sleep(%s)
+    with anyio.move_on_after(%s):
+        await anyio.sleep_forever()
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": b"{}"})
 

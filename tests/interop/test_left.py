@@ -31,7 +31,8 @@ async def app(scope, receive, send):
         body += b" %d" % sum(type(each).__name__ == "H11Protocol" for each in gc.get_objects())
     await send({"type": "http.response.start", "status": 200, "headers": []})
     if scope["path"] != "/":
-        await anyio.sleep(0.1)
+        with anyio.move_on_after(0.1):
+            await anyio.sleep_forever()
     for _ in range(100 if scope["path"] == "/large" else 0):
         await send({"type": "http.response.body", "body": b"x" * 20000, "more_body": True})
     await send({"type": "http.response.body", "body": body})
