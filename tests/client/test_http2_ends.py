@@ -398,6 +398,18 @@ def test_resets_do_not_come_between_headers_and_their_continuation() -> None:
     assert frames.resets() == RESETS
 
 
+def test_a_stream_that_is_not_processed_is_not_cancelled() -> None:
+    """The server has forgotten it; the others it hears of once."""
+    frames = Frames()
+    for stream in (1, 3, 5):
+        frames.opened(stream)
+    frames.take(AWAY + frame(0x3, 3, REFUSED_STREAM.to_bytes(4)))
+    for stream in (1, 3, 5):
+        frames.cancel(stream)
+    assert (frames.cancelled(), frames.cancelled()) == (frame(0x3, 1, (8).to_bytes(4)), b"")
+    assert frames.resets() == frame(0x3, 1, (8).to_bytes(4)) + RESETS
+
+
 def test_frames_that_are_none_are_the_librarys_business() -> None:
     """A GOAWAY too short or too long to be one passes, for h2 to complain about."""
     frames = Frames()

@@ -17,14 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from h2.errors import ErrorCodes
+from h2.events import DataReceived, StreamEnded
 
 from mesh_middleware import AsyncClient, Client, Mesh
 from mesh_middleware.dev import DevAgent
+from mesh_middleware.httpx.goaway import Frames
 from mesh_middleware.resolve import Endpoint, StaticResolver
 
 from ..support.consul import free_ports
 from ..support.servers import Hypercorn, Process, clean_environment
+from .callers import Http2, connect, outsider_context
 from .conftest import Serve
+from .test_hypercorn import caller
 from .upstreams import ENVOY, Agent, _tls, cluster, listener
 
 CALLERS, CALLS = 16, 800
@@ -138,6 +143,35 @@ def test_connections_that_have_had_their_requests_lose_none(
     """Our server says GOAWAY after 30 requests, answers what it has begun, refuses the rest."""
     serve(app + GUARDED, {"service": "tax"}, keep_alive_max_requests=30, worker_class=worker)
     assert call_all(kind, order, range(CALLS)) == each_once()
+
+
+@pytest.mark.parametrize(("worker", "app"), [("asyncio", ASYNCIO), ("trio", TRIO)])
+def test_who_gives_up_what_is_refused_disturbs_no_other(
+    agent: DevAgent, serve: Serve, worker: str, app: str
+) -> None:
+    """Its head and its reset come in one piece when the server stood still: both are old then."""
+
+    async def ask() -> bytes:
+        async with connect("h2", server.port(), outsider_context(caller(agent).pem, alpn="h2")) as (
+            connection
+        ):
+            assert isinstance(connection, Http2)
+            begun = connection._open("/1")
+            for _ in range(3):
+                connection._h2.reset_stream(connection._open("/2"), ErrorCodes.CANCEL)
+            connection._flush()
+            frames, body = Frames(), b""
+            while data := await connection._reader.read(65536):
+                for event in connection._h2.receive_data(frames.take(data)):
+                    if isinstance(event, DataReceived) and event.stream_id == begun:
+                        body += event.data
+                    elif isinstance(event, StreamEnded) and event.stream_id == begun:
+                        return body
+            raise AssertionError("the connection ended")
+
+    echo = app.replace("seen[scope", "body = b'done'\n        seen[scope")
+    server = serve(echo + GUARDED, keep_alive_max_requests=1, worker_class=worker)
+    assert asyncio.run(ask()) == b"done"
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])

@@ -70,9 +70,12 @@ class Frames:
         Note that nobody waits for *stream* any more: both ends are to forget it.
 
         httpcore tells neither the server nor h2, and both would count it among those that are
-        open, until there are too many.
+        open, until there are too many. What the server will not process it has forgotten already;
+        there are some (Hypercorn 0.18, when it ends) that drop the connection if they hear more.
         """
         self.sent(stream)
+        if not self.processed(stream):
+            return
         reset = _frame(RST_STREAM, stream, CANCEL)
         self._cancelled, self._to_cancel = self._cancelled + reset, self._to_cancel + reset
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -115,6 +116,7 @@ def _hear_no_more(protocol: Any) -> None:
 def _refuse_what_is_late(protocol: Any) -> None:
     from h2.errors import ErrorCodes
     from h2.events import RequestReceived
+    from h2.exceptions import StreamClosedError
 
     original = protocol._handle_events
 
@@ -134,7 +136,8 @@ def _refuse_what_is_late(protocol: Any) -> None:
             highest = self.connection.highest_inbound_stream_id
             await _say_goaway(self, last or max(0, min(refused, default=highest + 2) - 2))
         for stream in refused:
-            self.connection.reset_stream(stream, ErrorCodes.REFUSED_STREAM)
+            with suppress(StreamClosedError):  # its caller gave it up in the same moment
+                self.connection.reset_stream(stream, ErrorCodes.REFUSED_STREAM)
         await original(self, taken)
 
     protocol._handle_events = _handle_events
