@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
 
 import pytest
 
@@ -21,7 +20,7 @@ if os.environ.get("MESH_CLIENT_LIBRARY") == "httpx2":
         sys.modules[name.replace("httpx2", "httpx")] = sys.modules[name]
     mesh_middleware.httpx = mesh_middleware.httpx2
 
-from .driver import KINDS, Driver
+from .driver import KINDS, drivers
 from .support import Authority, StaticMesh
 
 
@@ -37,8 +36,4 @@ def mesh(authority: Authority) -> StaticMesh:
     return StaticMesh(authority)
 
 
-@pytest.fixture(params=KINDS)
-def driver(request: pytest.FixtureRequest) -> Iterator[Driver]:
-    """Drives the sync client, and the async one on every event loop."""
-    with Driver(request.param).running() as driver:
-        yield driver
+driver = drivers(KINDS)

@@ -8,12 +8,15 @@ from types import TracebackType
 from typing import Any, Self
 
 import httpx
+import pytest
 from anyio import to_thread
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from mesh_middleware.httpx import AsyncClient, AsyncMeshTransport, Client, MeshTransport
 
 KINDS = ("sync", "asyncio", "uvloop", "trio")
+OWN = ("sync", "asyncio", "uvloop")
+"""Those whose connections of HTTP/1.1 are our own."""
 
 
 class Driver:
@@ -165,3 +168,14 @@ class Session:
 
         found: tuple[bytes, bytes] = self.driver.run(run)
         return found
+
+
+def drivers(kinds: tuple[str, ...]) -> Any:
+    """Make the fixture ``driver`` of these kinds."""
+
+    @pytest.fixture(params=kinds)
+    def driver(request: pytest.FixtureRequest) -> Iterator[Driver]:
+        with Driver(request.param).running() as driver:
+            yield driver
+
+    return driver

@@ -9,7 +9,7 @@ so.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ import pytest
 
 from mesh_middleware.httpx import h1
 
-from .driver import Driver, Session
+from .driver import OWN, Driver, Session, drivers
 from .support import PATIENCE, Authority, StaticMesh, Wire, client_context, service_id, serving
 
 READERS = ["h11"] if h1.httptools is None else ["httptools", "h11"]
@@ -32,11 +32,7 @@ def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     return str(request.param)
 
 
-@pytest.fixture(params=["sync", "asyncio", "uvloop"])
-def driver(request: pytest.FixtureRequest) -> Iterator[Driver]:
-    """The drivers whose connections are our own."""
-    with Driver(request.param).running() as driver:
-        yield driver
+driver = drivers(OWN)
 
 
 def _ok(body: bytes = b"hello", headers: bytes = b"") -> bytes:

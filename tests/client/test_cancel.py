@@ -7,7 +7,7 @@ import gc
 import socket
 import threading
 import warnings
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import httpx
@@ -18,18 +18,14 @@ from mesh_middleware.httpx import AsyncClient, AsyncMeshTransport
 from mesh_middleware.resolve import Endpoint
 
 from ..support.steps import yield_once, yield_times
-from .driver import Driver
+from .driver import Driver, drivers
 from .support import PATIENCE, Authority, StaticMesh, Wire, answering, service_id, serving
 
 ONE = httpx.Limits(max_connections=1, max_keepalive_connections=1)
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
-@pytest.fixture(params=["asyncio", "uvloop"])
-def driver(request: pytest.FixtureRequest) -> Iterator[Driver]:
-    """The event loops whose connections are our own."""
-    with Driver(request.param).running() as driver:
-        yield driver
+driver = drivers(("asyncio", "uvloop"))
 
 
 class Stage:

@@ -18,7 +18,7 @@ from anyio import to_thread
 
 from mesh_middleware.httpx import MeshNotReadyError
 
-from .driver import Driver, Session
+from .driver import OWN, Driver, Session, drivers
 from .support import (
     PATIENCE,
     Authority,
@@ -34,11 +34,7 @@ from .support import (
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
-@pytest.fixture(params=["sync", "asyncio", "uvloop"])
-def driver(request: pytest.FixtureRequest) -> Iterator[Driver]:
-    """The drivers whose connections are our own."""
-    with Driver(request.param).running() as driver:
-        yield driver
+driver = drivers(OWN)
 
 
 def _limits(most: int | None = None, idle: int | None = None, expiry: float = 60) -> httpx.Limits:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import anyio
@@ -274,31 +275,9 @@ def test_threads_do_not_share_a_connection(mesh: StaticMesh, serve: Start) -> No
     assert sorted(number for number, _ in server.seen) == [1, 2]
 
 
-def test_the_limit_of_connections_holds_for_threads(mesh: StaticMesh, serve: Start) -> None:
-    """One at a time where one is allowed; who waits too long is told so."""
-    open_, came = threading.Event(), threading.Event()
-
-    def script(talk: Talk) -> None:
-        for stream in talk.requests():
-            came.set()
-            assert open_.wait(PATIENCE)
-            talk.answer(stream)
-
-    serve(script)
-    limits = httpx.Limits(max_connections=1)
-    driver = Driver("sync")
-    with driver.client(mesh, http2=True, limits=limits) as client, ThreadPoolExecutor(1) as threads:
-        first = threads.submit(client.get, "https://tax/")
-        assert came.wait(PATIENCE)
-        with pytest.raises(httpx.PoolTimeout):
-            client.get("https://tax/", timeout=httpx.Timeout(PATIENCE, pool=0.01))
-        open_.set()
-        assert first.result(PATIENCE).text == "ok"
-        assert client.get("https://tax/").text == "ok"
-
-
-def test_the_limits_of_our_own_service_hold_for_threads(mesh: StaticMesh, serve: Start) -> None:
-    """``MaxConnections`` 1, ``MaxPendingRequests`` 0: the second is refused at once, by name."""
+@contextmanager
+def another_call(mesh: StaticMesh, serve: Start, **options: Any) -> Iterator[Any]:
+    """A thread's call that is not answered before this ends; and then both go on."""
     open_, came = threading.Event(), threading.Event()
 
     def script(talk: Talk) -> None:
@@ -308,17 +287,33 @@ def test_the_limits_of_our_own_service_hold_for_threads(mesh: StaticMesh, serve:
             talk.answer(stream)
 
     _, running = serve(script)
-    mesh.watch_upstream("tax").course.learn_manners(Manners(limits=Limits(1, 0)), 0.0)
-    driver = Driver("sync")
-    with driver.client(mesh, http2=True) as client, ThreadPoolExecutor(1) as threads:
+    client = Driver("sync").client(mesh, http2=True, **options)
+    with client, ThreadPoolExecutor(1) as threads:
         first = threads.submit(client.get, "https://tax/")
         assert came.wait(PATIENCE)
-        with pytest.raises(UpstreamBusyError, match="as many calls wait as may"):
-            client.get("https://tax/")
-        open_.set()
+        try:
+            yield client
+        finally:
+            open_.set()
         assert first.result(PATIENCE).text == "ok"
         assert client.get("https://tax/").text == "ok"
         assert running.connections == 1
+
+
+def test_the_limit_of_connections_holds_for_threads(mesh: StaticMesh, serve: Start) -> None:
+    """One at a time where one is allowed; who waits too long is told so."""
+    with another_call(mesh, serve, limits=httpx.Limits(max_connections=1)) as client:
+        with pytest.raises(httpx.PoolTimeout):
+            client.get("https://tax/", timeout=httpx.Timeout(PATIENCE, pool=0.01))
+
+
+def test_the_limits_of_our_own_service_hold_for_threads(mesh: StaticMesh, serve: Start) -> None:
+    """``MaxConnections`` 1, ``MaxPendingRequests`` 0: the second is refused at once, by name."""
+    manners = Manners(limits=Limits(1, 0))
+    mesh.watch_upstream("tax").course.learn_manners(manners, 0.0)
+    with another_call(mesh, serve) as client:
+        with pytest.raises(UpstreamBusyError, match="as many calls wait as may"):
+            client.get("https://tax/")
 
 
 def test_the_callers_trace_is_told(mesh: StaticMesh, driver: Driver, serve: Start) -> None:
@@ -436,20 +431,25 @@ def test_a_call_that_is_given_up_is_told_and_disturbs_no_other(
     if not driver.is_async:
         return  # threads do not share: the connection is closed
     told: list[tuple[int, int]] = []
+    came = threading.Event()
 
     def script(talk: Talk) -> None:
         for event in talk.events():
             if isinstance(event, h2.events.StreamReset):
                 told.append((event.stream_id, int(event.error_code or 0)))
-            elif isinstance(event, h2.events.StreamEnded) and event.stream_id > 1:
-                talk.answer(event.stream_id)
+            elif isinstance(event, h2.events.StreamEnded):
+                if event.stream_id > 1:
+                    talk.answer(event.stream_id)
+                came.set()
 
     _, running = serve(script)
     with driver.client(mesh, http2=True) as client:
 
         async def give_up() -> None:
-            with anyio.move_on_after(0.2):
-                await client.client.post("https://tax/", content=b"x")
+            async with anyio.create_task_group() as calls:
+                calls.start_soon(partial(client.client.post, "https://tax/", content=b"x"))
+                assert await anyio.to_thread.run_sync(came.wait, PATIENCE)
+                calls.cancel_scope.cancel()
 
         driver.run(give_up)
         for _ in range(3):

@@ -6,7 +6,6 @@ import asyncio
 import gc
 import threading
 import weakref
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -17,7 +16,7 @@ from mesh_middleware.httpx import AsyncClient, Client, MeshTransport, UpstreamBu
 from mesh_middleware.routing import Limits, Manners
 
 from ..support.steps import yield_times
-from .driver import Driver, Session
+from .driver import OWN, Driver, Session, drivers
 from .support import PATIENCE, Authority, StaticMesh, Wire, answering, serving
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -25,11 +24,7 @@ LONG = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nx"
 ONE = httpx.Limits(max_connections=1)
 
 
-@pytest.fixture(params=["sync", "asyncio", "uvloop"])
-def driver(request: pytest.FixtureRequest) -> Iterator[Driver]:
-    """The drivers whose connections are our own."""
-    with Driver(request.param).running() as driver:
-        yield driver
+driver = drivers(OWN)
 
 
 def line_of(client: Session) -> Any:

@@ -14,7 +14,7 @@ import pytest
 from mesh_middleware.httpx import MeshConnectError, UpstreamMismatchError
 from mesh_middleware.resolve import Endpoint
 
-from .driver import Driver
+from .driver import OWN, Driver, drivers
 from .support import (
     PATIENCE,
     Authority,
@@ -29,11 +29,7 @@ from .support import (
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
-@pytest.fixture(params=["sync", "asyncio", "uvloop"])
-def driver(request: pytest.FixtureRequest) -> Iterator[Driver]:
-    """The drivers whose connections are our own."""
-    with Driver(request.param).running() as driver:
-        yield driver
+driver = drivers(OWN)
 
 
 def _pass_on(source: socket.socket, sink: socket.socket, piece: int) -> None:

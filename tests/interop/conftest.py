@@ -80,6 +80,7 @@ def serve(agent: DevAgent, tmp_path: Path) -> Iterator[Serve]:
                 environment=environment,
             )
             stack.enter_context(server)
+            stack.callback(lambda: print(server.output))  # seen where the test fails
             return server.wait_ready(listeners) if listeners else server
 
         yield serve
