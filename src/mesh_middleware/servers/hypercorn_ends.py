@@ -40,6 +40,21 @@ def end_in_order(http2: Any, http1: Any) -> None:
     _end_late_comers(http1)
 
 
+def reset(connection: Any, stream: int, code: int) -> None:
+    """
+    Reset a stream of HTTP/2, unless its caller gave it up in the same moment.
+
+    Args:
+        connection: of h2.
+        stream: its number.
+        code: why. Source: RFC 9113, 7.
+    """
+    from h2.exceptions import StreamClosedError
+
+    with suppress(StreamClosedError):
+        connection.reset_stream(stream, code)
+
+
 def say_the_last(server: Any) -> None:
     """
     Have a connection of HTTP/1.1 say with its next answer that it is the last: the worker ends.
@@ -116,7 +131,6 @@ def _hear_no_more(protocol: Any) -> None:
 def _refuse_what_is_late(protocol: Any) -> None:
     from h2.errors import ErrorCodes
     from h2.events import RequestReceived
-    from h2.exceptions import StreamClosedError
 
     original = protocol._handle_events
 
@@ -136,8 +150,7 @@ def _refuse_what_is_late(protocol: Any) -> None:
             highest = self.connection.highest_inbound_stream_id
             await _say_goaway(self, last or max(0, min(refused, default=highest + 2) - 2))
         for stream in refused:
-            with suppress(StreamClosedError):  # its caller gave it up in the same moment
-                self.connection.reset_stream(stream, ErrorCodes.REFUSED_STREAM)
+            reset(self.connection, stream, ErrorCodes.REFUSED_STREAM)
         await original(self, taken)
 
     protocol._handle_events = _handle_events

@@ -73,15 +73,15 @@ class IdleTimer:
 
 def time_what_is_idle(protocol: Any) -> None:
     """
-    Have two kinds of connection timed that Hypercorn takes for used for ever.
+    Have three kinds of connection timed that Hypercorn takes for used for ever.
 
-    One on which HTTP/2 was spoken without being negotiated, until its first request has ended; and
-    one whose last request was cancelled by its caller.
+    One on which HTTP/2 was spoken without being negotiated, until its first request has ended; one
+    whose last request was cancelled by its caller; and one whose last request was refused.
 
     Args:
         protocol: Hypercorn's class of connections of HTTP/2.
     """
-    from h2.events import StreamReset
+    from h2.events import RequestReceived, StreamReset
     from hypercorn.events import Updated
 
     initiate, handle_events = protocol.initiate, protocol._handle_events
@@ -96,7 +96,7 @@ def time_what_is_idle(protocol: Any) -> None:
 
     async def _handle_events(self: Any, events: list[Any]) -> None:
         await handle_events(self, events)
-        if any(isinstance(event, StreamReset) for event in events):
+        if any(isinstance(event, StreamReset | RequestReceived) for event in events):
             await time_if_idle(self)
 
     protocol.initiate, protocol._handle_events = begin, _handle_events

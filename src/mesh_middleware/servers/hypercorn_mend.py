@@ -1,16 +1,17 @@
 """
 Mends what lets one peer end the requests of others in Hypercorn (0.18), or fill its memory.
 
-Owns five repairs. In HTTP/2, bytes that arrive for a stream that has been answered already raise a
-``KeyError``, which ends every other stream of the connection; each refused upload is such a
-stream. Who leaves before it has its answer over HTTP/2 leaves the application waiting for ever for
-room to write, with all that belongs to the connection. Who sends more of a body than fits into the
-queue of an application that answers without it leaves both waiting for each other. And on the trio
-worker whatever a connection raises ends the whole server: a ``:path`` that is not ASCII is enough,
-from a peer whom no intention allows. And a server that ends waits without limit for a peer that
-does not read its answer, or that stops in the middle of its upload. (What is said when a connection
-ends is `hypercorn_ends`', and when it was idle for too long `hypercorn_idle`'s.) Knows nothing of
-the mesh.
+Owns six repairs. In HTTP/2, bytes that arrive for a stream that has been answered already raise a
+``KeyError``, which ends every other stream of the connection; each refused upload is such a stream.
+So does a path, or a method, that is not ASCII; gateways put the requests of many callers into one
+connection. Who leaves before it has its answer over HTTP/2 leaves the application waiting for ever
+for room to write, with all that belongs to the connection. Who sends more of a body than fits into
+the queue of an application that answers without it leaves both waiting for each other. And on the
+trio worker whatever a connection raises ends the whole server: a ``:path`` that is not ASCII is
+enough, from a peer whom no intention allows. And a server that ends waits without limit for a peer
+that does not read its answer, or that stops in the middle of its upload. (What is said when a
+connection ends is `hypercorn_ends`', and when it was idle for too long `hypercorn_idle`'s.) Knows
+nothing of the mesh.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from .hypercorn_ends import close_in_order, end_in_order, say_the_last
+from .hypercorn_ends import close_in_order, end_in_order, reset, say_the_last
 from .hypercorn_idle import end_idle, forget_closed, time_lightly, time_what_is_idle
 
 _log = logging.getLogger("mesh_middleware.server")
@@ -58,6 +59,7 @@ def mend() -> None:
 
     if not hasattr(H2Protocol, "mesh_mended"):
         _keep_streams(H2Protocol)
+        _refuse_malformed(H2Protocol)
         _let_writers_go(H2Protocol)
         _let_readers_go(H11Protocol, lambda self: self.stream)
         _let_readers_go(H2Protocol, lambda self, number: self.streams.get(number))
@@ -84,6 +86,24 @@ def _keep_streams(protocol: Any) -> None:
         self.streams = _Streams(self.streams)
 
     protocol.__init__, protocol.mesh_mended = __init__, True
+
+
+def _refuse_malformed(protocol: Any) -> None:
+    from h2.errors import ErrorCodes
+
+    original = protocol._create_stream
+
+    async def _create_stream(self: Any, request: Any) -> None:
+        try:
+            await original(self, request)
+        except UnicodeError:  # before anything was begun. Source: RFC 9113, 8.1.1
+            stream = request.stream_id
+            if self.stream_buffers.pop(stream, None) is not None:
+                del self.streams[stream]
+                self.priority.remove_stream(stream)
+            reset(self.connection, stream, ErrorCodes.PROTOCOL_ERROR)
+
+    protocol._create_stream = _create_stream
 
 
 def _let_writers_go(protocol: Any) -> None:
