@@ -85,6 +85,9 @@ class PeerMismatchError(PeerError):
         self.expected = expected
         self.actual = actual
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.expected, self.actual)
+
 
 class IntentionDeniedError(MeshError):
     """An intention, or the default policy, said no."""

@@ -334,6 +334,48 @@ def test_a_redirect_out_of_the_mesh_fails(
             assert (leaving.connections, moved.connections) == (1, 1)
 
 
+@pytest.mark.parametrize(
+    "said", ["/new", "new", "//tax/new", "http://tax/new", "https://tax.service.consul/new"]
+)
+@pytest.mark.parametrize("scheme", ["mesh", "https"])
+def test_a_redirect_inside_the_mesh_stays_there(
+    authority: Authority, mesh: StaticMesh, driver: Driver, said: str, scheme: str
+) -> None:
+    """Where one scheme is mounted, no redirect to a name in the mesh is followed in the open."""
+    heads: list[bytes] = []
+
+    def script(wire: Wire) -> None:
+        while head := wire.read_head():
+            heads.append(head.partition(b"\r\n")[0])
+            moved = b"HTTP/1.1 307 Moved\r\nLocation: %b\r\n" % said.encode()
+            first = moved if b"/old" in head else b"HTTP/1.1 200 OK\r\n"
+            wire.send(first + b"Content-Length: 0\r\n\r\n")
+
+    ordinary = driver.mock(lambda request: httpx.Response(200, text="in the open"))
+    mounts = {f"{scheme}://": driver.transport(mesh)}
+    with serving(authority, script) as server:
+        mesh.tell("tax", server.endpoint("tax"))
+        with driver.plain(transport=ordinary, mounts=mounts, follow_redirects=True) as client:
+            response = client.get(f"{scheme}://tax/old")
+    assert response.text == ""
+    assert response.url.scheme == scheme
+    assert heads == [b"GET /old HTTP/1.1", b"GET /new HTTP/1.1"]
+
+
+@pytest.mark.parametrize("said", ["https://example.com/", "http://10.0.0.1/", "ftp://tax/"])
+def test_a_redirect_out_of_a_mounted_mesh_is_the_clients_own_business(
+    authority: Authority, mesh: StaticMesh, driver: Driver, said: str
+) -> None:
+    """What is no name in the mesh goes where the client's owner mounted it."""
+    out = answering(status=b"302 Found", headers=b"Location: %b\r\n" % said.encode())
+    ordinary = driver.mock(lambda request: httpx.Response(200, text="in the open"))
+    with serving(authority, out) as server:
+        mesh.tell("tax", server.endpoint("tax"))
+        mounts = {"mesh://": driver.transport(mesh)}
+        with driver.plain(transport=ordinary, mounts=mounts, follow_redirects=True) as client:
+            assert str(client.get("mesh://tax/").url) == said
+
+
 def test_the_environment_reroutes_nothing(
     authority: Authority, mesh: StaticMesh, driver: Driver, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime
 
 import pytest
@@ -183,9 +184,12 @@ def test_pauses_grow_and_are_jittered() -> None:
     [
         ("3", 3.0), (" 0 ", 0.0), ("Sat, 21 Nov 2026 12:00:07 GMT", 7.0),
         ("Sat, 21 Nov 2026 11:00:00 GMT", 0.0), ("-1", None), ("soon", None), ("1.5", None),
-        ("99999999999", None), ("", None),
+        ("Saturday, 21-Nov-26 12:00:07 GMT", 7.0), ("Sat Nov 21 12:00:07 2026", 7.0),
+        ("99999999999", 99999999999.0), ("9" * 400, math.inf), ("", None), ("\u00b2", None),
+        ("Sat, 21 Nov " + "9" * 30 + " 12:00:07 GMT", None),
+        ("Sat, 21 Nov 2026 12:00:07 +" + "9" * 30, None), ("Sat, " * 9999, None),
     ],
 )  # fmt: skip
 def test_retry_after(value: str, seconds: float | None) -> None:
-    """Seconds, or a date; anything else is left out."""
+    """Seconds, however many, or a date in any of its forms; anything else is left out."""
     assert read_retry_after(value, datetime(2026, 11, 21, 12, tzinfo=UTC)) == seconds

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 from ..resolve import Endpoint
 from .errors import UpstreamDeniedError
@@ -20,6 +21,7 @@ from .library import httpx
 
 DENIED_TYPE = "urn:mesh-middleware:denied"
 ENVOY_DENIED = b"RBAC: access denied"
+_INFO = "mesh"
 MAX_DENIAL_BYTES = 4096
 """A denial is short: a longer body is the application's."""
 
@@ -106,6 +108,17 @@ class MeshResponse(httpx.Response):
             self.stream = httpx.ByteStream(content)
         return content
 
+    def __getstate__(self) -> dict[str, Any]:
+        # httpx drops all extensions when it pickles; without this one, a refusal by policy would
+        # come back from a cache, or from another process, as an application's own 403.
+        return {**super().__getstate__(), _INFO: self.extensions.get("mesh")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        info = state.pop(_INFO, None)
+        super().__setstate__(state)
+        if info is not None:
+            self.extensions["mesh"] = info
+
     def raise_for_status(self) -> httpx.Response:
         """
         Raise for an error status, as httpx does.
@@ -114,8 +127,8 @@ class MeshResponse(httpx.Response):
             UpstreamDeniedError: the upstream's policy refused the call.
             httpx.HTTPStatusError: any other error status.
         """
-        info: MeshInfo = self.extensions["mesh"]
-        if info.denied:
+        info: MeshInfo | None = self.extensions.get("mesh")
+        if info is not None and info.denied:
             raise UpstreamDeniedError(info.upstream, request=self.request, response=self)
         return super().raise_for_status()
 

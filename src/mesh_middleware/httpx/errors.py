@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Iterator
+from typing import Any
 
 from .. import exceptions
 from ..exceptions import (
@@ -28,7 +29,20 @@ from ..resolve import Endpoint
 from .library import httpx
 
 
-class MeshConnectError(httpx.ConnectError, MeshError):
+class _Portable(Exception):
+    """An error that is pickled and copied whole, as those of httpx are: for pools of processes."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _revive, (type(self), self.args, vars(self).copy())
+
+
+def _revive(kind: type[Exception], args: tuple[Any, ...], state: dict[str, Any]) -> Exception:
+    error = kind.__new__(kind, *args)
+    vars(error).update(state)
+    return error
+
+
+class MeshConnectError(_Portable, httpx.ConnectError, MeshError):
     """
     No connection to the upstream, or none that may be used; nothing of the request was sent.
 
@@ -93,27 +107,36 @@ class UpstreamMismatchError(MeshConnectError, PeerMismatchError):
         self.expected, self.seen, self.actual = expected, seen, seen
 
 
-class MeshConnectTimeout(httpx.ConnectTimeout, MeshError):
+class MeshConnectTimeout(_Portable, httpx.ConnectTimeout, MeshError):
     """
     The instance did not take the connection in time.
 
     Args:
         message: what happened.
         upstream: name that was called.
-        address: ``host:port`` that was dialled.
+        address: ``host:port`` that was dialled; empty when it did not come so far.
+        expected: SPIFFE ID that had to answer; empty when it did not come so far.
+
+    Attributes:
+        seen: empty: nobody answered.
     """
 
-    def __init__(self, message: str, *, upstream: str, address: str = "") -> None:
+    seen = ""
+
+    def __init__(
+        self, message: str, *, upstream: str, address: str = "", expected: str = ""
+    ) -> None:
         httpx.ConnectTimeout.__init__(self, message)
         self.upstream = upstream
         self.address = address
+        self.expected = expected
 
 
 class MeshDeadlineError(MeshConnectTimeout, DeadlineError):
     """The time that this call may take was over before it was sent, or sent again."""
 
 
-class UpstreamDeniedError(httpx.HTTPStatusError, IntentionDeniedError):
+class UpstreamDeniedError(_Portable, httpx.HTTPStatusError, IntentionDeniedError):
     """
     The upstream's policy refused this call: an intention, or the default. Retrying is no use.
 
@@ -178,7 +201,7 @@ def explain_failure(error: BaseException, upstream: str, endpoint: Endpoint) -> 
     if any(isinstance(cause, (PeerError, ssl.SSLCertVerificationError)) for cause in causes):
         return UpstreamUnverifiedError(said, **known, expected=expected)
     if any(isinstance(cause, (TimeoutError, httpx.ConnectTimeout)) for cause in causes):
-        return MeshConnectTimeout(f"{where}: no connection in time", **known)
+        return MeshConnectTimeout(f"{where}: no connection in time", **known, expected=expected)
     return MeshConnectError(said, **known, expected=expected)
 
 

@@ -24,6 +24,7 @@ from .aio import AsyncCarrier
 from .denial import MAX_DENIAL_BYTES, MeshResponse, may_be_denial
 from .journey import MAX_HELD_BYTES, Journey, mark
 from .library import httpx
+from .redirects import keep_inside
 from .stock import AsyncStockCarrier, StockCarrier
 from .sync import SyncCarrier
 from .upstreams import PATIENCE, MeshLike, Target, Targets
@@ -113,6 +114,8 @@ class MeshTransport(httpx.BaseTransport):
             else:
                 pause = journey.heard(response)
                 if pause is None:
+                    if answer.status // 100 == 3:
+                        keep_inside(response, request.url, self.carries)
                     return journey.arrive(response, answer)
                 response.close()
             if pause:
@@ -232,6 +235,8 @@ class AsyncMeshTransport(httpx.AsyncBaseTransport):
             else:
                 pause = journey.heard(response)
                 if pause is None:
+                    if answer.status // 100 == 3:
+                        keep_inside(response, request.url, self.carries)
                     return journey.arrive(response, answer)
                 await response.aclose()
             if pause:

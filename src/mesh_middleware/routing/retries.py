@@ -13,7 +13,7 @@ Source: Envoy, "x-envoy-retry-on"; RFC 9110, 9.2.2 and 10.2.3.
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 from .calls import IDEMPOTENT, Call, Outcome
@@ -28,6 +28,8 @@ MAX_PAUSE = 0.25
 """Seconds before any repetition at most. Source: Envoy, ten times the base interval."""
 MAX_RETRY_AFTER = 10.0
 """Longest ``Retry-After``, in seconds, that is waited for; the answer is given back otherwise."""
+MAX_DATE_LENGTH = 64
+"""Characters of a date that is read: twice what one has."""
 
 _NOTHING_CAME = frozenset({"5xx", "gateway-error", "reset"})
 
@@ -93,11 +95,18 @@ def read_retry_after(value: str, now: datetime) -> float | None:
 
     Returns:
         Seconds from *now*, 0 at least; ``None`` when it cannot be read.
+
+    Source: RFC 9110, 10.2.3, and 5.6.7 for the three forms of a date.
     """
     value = value.strip()
-    if value.isascii() and value.isdigit() and len(value) < 10:
+    if value.isascii() and value.isdigit():
         return float(value)
+    if len(value) > MAX_DATE_LENGTH:
+        return None
     try:
-        return max(0.0, (parsedate_to_datetime(value) - now).total_seconds())
-    except (ValueError, TypeError):
+        when = parsedate_to_datetime(value)
+        # C's form names no zone, and means GMT as the others do.
+        when = when if when.tzinfo else when.replace(tzinfo=UTC)
+        return max(0.0, (when - now).total_seconds())
+    except (ValueError, TypeError, OverflowError):
         return None
