@@ -535,6 +535,71 @@ def test_the_time_of_a_call_is_carried_and_kept(
     assert isinstance(caught.value, DeadlineError)
 
 
+def test_the_time_of_a_call_holds_while_the_mesh_is_waited_for(
+    mesh: StaticMesh, driver: Driver
+) -> None:
+    """Who gave a call a fraction of a second is not kept for the whole of the connect timeout."""
+    mesh.leave()
+    with driver.client(mesh, timeout=PATIENCE) as client:
+        began = time.monotonic()
+        with pytest.raises(MeshNotReadyError):
+            client.get("https://tax/", extensions={"mesh": {"timeout": 0.05}})
+        assert time.monotonic() - began < PATIENCE / 2
+
+
+@pytest.mark.parametrize(
+    ("wishes", "said"),
+    [
+        ({"retry": 2}, "did you mean 'retries'"),
+        ({"retries": 2}, "is no mesh_middleware.routing.chain.Retries"),
+        ({"timeout": "2s"}, "no number of seconds"),
+        ({"timeout": float("nan")}, "no number of seconds"),
+        ({"timeout": True}, "no number of seconds"),
+        (2.0, "not a table"),
+    ],
+    ids=str,
+)
+def test_what_a_call_cannot_ask_for_is_refused(
+    mesh: StaticMesh, driver: Driver, wishes: object, said: str
+) -> None:
+    """A misspelt or unusable wish is an error before anything is sent, not one that is dropped."""
+    with driver.client(mesh) as client, pytest.raises(ConfigError, match=said):
+        client.get("https://tax/", extensions={"mesh": wishes})
+
+
+def test_a_time_without_end_is_no_limit(
+    authority: Authority, mesh: StaticMesh, driver: Driver
+) -> None:
+    """Infinity is what it says; a key may be a number."""
+    with serving(authority, answering(b"mesh")) as server, driver.client(mesh) as client:
+        mesh.tell("tax", server.endpoint("tax"))
+        wishes = {"timeout": float("inf"), "key": 7, "source": None}
+        assert client.get("https://tax/", extensions={"mesh": wishes}).text == "mesh"
+
+
+def test_a_client_says_once_when_its_calls_are_repeated(
+    authority: Authority, mesh: StaticMesh, driver: Driver
+) -> None:
+    """``retries`` of the client hold for each call that says nothing else."""
+    bad = answering(status=b"503 Unavailable")
+    often = Retries(2, frozenset({"connect-failure"}), frozenset({503}))
+    with serving(authority, bad) as server, driver.client(mesh, retries=often) as client:
+        mesh.tell("tax", server.endpoint("tax"))
+        assert client.get("https://tax/").extensions["mesh"].attempts == 3
+        assert client.request("POST", "https://tax/").extensions["mesh"].attempts == 1
+        timed = {"mesh": {"timeout": PATIENCE}}
+        assert client.get("https://tax/", extensions=timed).extensions["mesh"].attempts == 3
+        never = {"mesh": {"retries": Retries()}}
+        assert client.get("https://tax/", extensions=never).extensions["mesh"].attempts == 1
+
+
+def test_a_number_is_no_retries() -> None:
+    """What a client cannot do is said when it is made."""
+    for kind in (Client, AsyncClient):
+        with pytest.raises(ConfigError, match="is no mesh_middleware"):
+            kind(retries=3)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("status", "headers", "body"),
     [

@@ -32,6 +32,8 @@ REFUSED_HINT = (
 LEAST_PATIENCE = 0.001
 """Seconds that are waited where a deadline leaves none: 0 would mean another thing to a socket."""
 
+OVER = "the time of this call is over"
+
 
 @dataclass(slots=True)
 class Patience:
@@ -70,6 +72,10 @@ class Patience:
             return seconds
         left = max(LEAST_PATIENCE, self.deadline - time.monotonic())
         return left if seconds is None else min(seconds, left)
+
+    def is_over(self) -> bool:
+        """Whether the deadline has passed."""
+        return self.deadline is not None and time.monotonic() >= self.deadline
 
 
 def _shorter(one: float | None, other: float | None) -> float | None:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from ..exceptions import ConfigError
 from ..resolve import Resolver
+from ..routing.chain import Retries
 from .library import httpx
 from .transport import DEFAULT_LIMITS, AsyncMeshTransport, MeshTransport
 from .upstreams import MeshLike
@@ -50,12 +51,14 @@ class Client(httpx.Client):
         http1: as httpx.
         http2: as httpx.
         limits: as httpx.
+        retries: when a call is tried again, where neither it nor a route says otherwise.
         transport: carries URLs that name nothing in the mesh.
         mounts: as httpx.
         options: what else `httpx.Client` takes.
 
     Raises:
-        ConfigError: ``verify``, ``cert``, ``proxy`` or ``trust_env`` is among *options*.
+        ConfigError: ``verify``, ``cert``, ``proxy`` or ``trust_env`` is among *options*, or
+            *retries* is no `Retries`.
     """
 
     def __init__(
@@ -67,13 +70,20 @@ class Client(httpx.Client):
         http1: bool = True,
         http2: bool = False,
         limits: httpx.Limits = DEFAULT_LIMITS,
+        retries: Retries | None = None,
         transport: httpx.BaseTransport | None = None,
         mounts: Mapping[str, httpx.BaseTransport | None] | None = None,
         **options: Any,
     ) -> None:
         _refuse(options)
         ours = MeshTransport(
-            mesh, resolver=resolver, domain=domain, http1=http1, http2=http2, limits=limits
+            mesh,
+            resolver=resolver,
+            domain=domain,
+            http1=http1,
+            http2=http2,
+            limits=limits,
+            retries=retries,
         )
         super().__init__(
             transport=ours if transport is None else _Beside(ours, transport),
@@ -123,12 +133,14 @@ class AsyncClient(httpx.AsyncClient):
         http1: as httpx.
         http2: as httpx.
         limits: as httpx.
+        retries: when a call is tried again, where neither it nor a route says otherwise.
         transport: carries URLs that name nothing in the mesh.
         mounts: as httpx.
         options: what else `httpx.AsyncClient` takes.
 
     Raises:
-        ConfigError: ``verify``, ``cert``, ``proxy`` or ``trust_env`` is among *options*.
+        ConfigError: ``verify``, ``cert``, ``proxy`` or ``trust_env`` is among *options*, or
+            *retries* is no `Retries`.
     """
 
     def __init__(
@@ -140,13 +152,20 @@ class AsyncClient(httpx.AsyncClient):
         http1: bool = True,
         http2: bool = False,
         limits: httpx.Limits = DEFAULT_LIMITS,
+        retries: Retries | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
         mounts: Mapping[str, httpx.AsyncBaseTransport | None] | None = None,
         **options: Any,
     ) -> None:
         _refuse(options)
         ours = AsyncMeshTransport(
-            mesh, resolver=resolver, domain=domain, http1=http1, http2=http2, limits=limits
+            mesh,
+            resolver=resolver,
+            domain=domain,
+            http1=http1,
+            http2=http2,
+            limits=limits,
+            retries=retries,
         )
         super().__init__(
             transport=ours if transport is None else _AsyncBeside(ours, transport),

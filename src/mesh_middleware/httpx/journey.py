@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -34,6 +33,7 @@ from .library import httpx
 from .pool import Lane
 from .upstreams import Target
 from .wire import Outgoing
+from .wishes import Wishes
 
 _DEADLINE = DEADLINE_HEADER.encode()
 _GIVEN_UP = Outcome("given_up")
@@ -48,6 +48,8 @@ class Journey:
     Args:
         target: its upstream; told, and joined.
         request: the request.
+        wishes: what the caller asks for beside it.
+        began: moment the call began; it may have waited for the mesh since.
 
     Raises:
         httpx.LocalProtocolError: the request is unfit to be sent.
@@ -68,12 +70,14 @@ class Journey:
         "trip",
     )
 
-    def __init__(self, target: Target, request: httpx.Request) -> None:
+    def __init__(
+        self, target: Target, request: httpx.Request, wishes: Wishes, began: float
+    ) -> None:
         self.target, self.request = target, request
         self.timeouts = request.extensions.get("timeout") or {}
         self.outgoing = outgoing = Outgoing(request, current_trace(), target.heads)
         self.course = target.course()
-        call = _call(outgoing, request.extensions.get("mesh") or {})
+        call = _call(outgoing, wishes, began)
         self.began = time.monotonic()
         try:
             self.trip = self.course.begin(call, self.began, random.random())
@@ -249,19 +253,16 @@ def mark(response: MeshResponse, body: bytes) -> None:
         )
 
 
-def _call(outgoing: Outgoing, wishes: Mapping[str, Any]) -> Call:
-    # ``extensions={"mesh": {"timeout": seconds, "key": text, "source": address,
-    # "retries": Retries(...)}}``
-    timeout = wishes.get("timeout")
+def _call(outgoing: Outgoing, wishes: Wishes, began: float) -> Call:
     return Call(
         outgoing.method,
         outgoing.target,
         outgoing.fields,
         outgoing.stream is None,
-        None if timeout is None else time.monotonic() + timeout,
-        wishes.get("key"),
-        wishes.get("source"),
-        wishes.get("retries"),
+        None if wishes.timeout is None else began + wishes.timeout,
+        wishes.key,
+        wishes.source,
+        wishes.retries,
     )
 
 

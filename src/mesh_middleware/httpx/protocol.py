@@ -19,7 +19,7 @@ import ssl
 from collections.abc import Awaitable
 from typing import Any
 
-from .carrier import Patience, may_stop_sending
+from .carrier import OVER, Patience, may_stop_sending
 from .h1 import Reading
 from .library import httpx
 from .pool import Lane, retirement
@@ -225,6 +225,8 @@ class Connection(Sealed):
         async for part in outgoing.stream:
             if may_stop_sending(reading.status):
                 return
+            if patience.is_over():
+                raise httpx.WriteTimeout(OVER)
             if framed := outgoing.frame(part):
                 await self._offer(framed, reading, patience)
         if end := outgoing.finish():

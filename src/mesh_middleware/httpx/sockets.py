@@ -12,7 +12,7 @@ import ssl
 from contextlib import suppress
 from typing import Any
 
-from .carrier import READ_BYTES, Patience, may_stop_sending
+from .carrier import OVER, READ_BYTES, Patience, may_stop_sending
 from .h1 import Reading
 from .library import httpx
 from .pool import Lane, retirement
@@ -124,6 +124,8 @@ class Connection:
         for part in outgoing.stream:
             if self._is_answered(reading):
                 return
+            if patience.is_over():
+                raise httpx.WriteTimeout(OVER)
             if framed := outgoing.frame(part):
                 timeout = patience.within(patience.write)
                 self._write_unless_answered(framed, reading, timeout)

@@ -20,7 +20,7 @@ from typing import Any
 
 import anyio
 
-from .carrier import Answer
+from .carrier import OVER, Answer, Patience
 from .errors import explain_failure
 from .gates import Gate
 from .journey import Journey
@@ -70,9 +70,45 @@ def _direct(journey: Journey, trace: Any) -> httpx.Request:
         request.method,
         url,
         headers=journey.outgoing.aimed or journey.outgoing.fields,
-        stream=request.stream,
+        stream=_within(request.stream, patience),
         extensions=extensions,
     )
+
+
+def _within(stream: Any, patience: Patience) -> Any:
+    """Let a body that is drawn end with the time of its call."""
+    if patience.deadline is None or isinstance(stream, httpx.ByteStream):
+        return stream
+    kind = _AsyncUpload if isinstance(stream, httpx.AsyncByteStream) else _Upload
+    return kind(stream, patience)
+
+
+class _Upload(httpx.SyncByteStream):
+    def __init__(self, stream: Any, patience: Patience) -> None:
+        self._stream, self._patience = stream, patience
+
+    def __iter__(self) -> Iterator[bytes]:
+        for part in self._stream:
+            if self._patience.is_over():
+                raise httpx.WriteTimeout(OVER)
+            yield part
+
+
+class _AsyncUpload(httpx.AsyncByteStream):
+    def __init__(self, stream: Any, patience: Patience) -> None:
+        self._stream, self._patience = stream, patience
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        parts = aiter(self._stream)
+        try:
+            async for part in parts:
+                if self._patience.is_over():
+                    raise httpx.WriteTimeout(OVER)
+                yield part
+        finally:
+            # What is left of a generator is trio's to complain about.
+            if hasattr(parts, "aclose"):
+                await parts.aclose()
 
 
 def _raise(error: BaseException, sending: Sending, journey: Journey) -> None:
@@ -137,8 +173,9 @@ class StockCarrier:
                 sending.note(event, info)
                 return theirs(event, info) if theirs else None
 
+            request = _direct(journey, note)
             try:
-                response = lane.transport.handle_request(_direct(journey, note))
+                response = lane.transport.handle_request(request)
                 break
             except BaseException as error:
                 sending.failed(error)
@@ -153,7 +190,7 @@ class StockCarrier:
             lane.broken |= not whole
             self._leave(key, lane, journey.target.name)
 
-        stream = _Stream(response.stream, leave)
+        stream = _Stream(response.stream, leave, journey.patience, request.extensions["timeout"])
         headers, endpoint = response.headers.raw, journey.attempt.endpoint
         return Answer(response.status_code, headers, stream, response.extensions, endpoint)
 
@@ -260,8 +297,10 @@ class AsyncStockCarrier:
                 sending.cancel()
             await self._leave(key, lane)
 
-        seconds = request.extensions["timeout"]["read"]
-        stream = _AsyncStream(response.stream, leave, seconds if key.http2 else None)
+        # Each part of an answer over HTTP/1.1 is timed by httpcore; the call as a whole by none.
+        patience = journey.patience
+        read = patience.read if key.http2 else None
+        stream = _AsyncStream(response.stream, leave, patience, read)
         headers, endpoint = response.headers.raw, journey.attempt.endpoint
         return Answer(response.status_code, headers, stream, response.extensions, endpoint)
 
@@ -314,14 +353,25 @@ async def _close(lanes: list[Lane]) -> None:
 
 
 class _Stream(httpx.SyncByteStream):
-    def __init__(self, stream: Any, done: Callable[[bool], None]) -> None:
-        self._stream = stream
+    def __init__(
+        self,
+        stream: Any,
+        done: Callable[[bool], None],
+        patience: Patience,
+        timeouts: dict[str, float | None],
+    ) -> None:
+        self._stream, self._patience, self._timeouts = stream, patience, timeouts
         self._done: Callable[[bool], None] | None = done
         self._whole = False
         self.ended: Callable[[], None] | None = None
 
     def __iter__(self) -> Iterator[bytes]:
-        yield from self._stream
+        for part in self._stream:
+            if self._patience.is_over():
+                raise httpx.ReadTimeout(OVER)
+            yield part
+            # httpcore looks here before it reads on, over HTTP/2 each time.
+            self._timeouts["read"] = self._patience.within(self._patience.read)
         self._whole = True
 
     def close(self) -> None:
@@ -337,9 +387,9 @@ class _Stream(httpx.SyncByteStream):
 
 class _AsyncStream(httpx.AsyncByteStream):
     def __init__(
-        self, stream: Any, done: Callable[[bool], Any], seconds: float | None = None
+        self, stream: Any, done: Callable[[bool], Any], patience: Patience, read: float | None
     ) -> None:
-        self._stream, self._seconds = stream, seconds
+        self._stream, self._patience, self._read = stream, patience, read
         self._done: Callable[[bool], Any] | None = done
         self._whole = False
         self.ended: Callable[[], None] | None = None
@@ -352,7 +402,9 @@ class _AsyncStream(httpx.AsyncByteStream):
 
     async def _next(self, parts: AsyncIterator[bytes]) -> bytes | None:
         try:
-            with anyio.move_on_after(self._seconds):
+            if self._patience.is_over():
+                raise httpx.ReadTimeout(OVER)
+            with anyio.move_on_after(self._patience.within(self._read)):
                 return await anext(parts, None)
         except ImpatientError as error:
             raise error.timeout("") from error

@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import Any
 
 from ..exceptions import MeshError
-from .carrier import Answer, Patience, hinted, may_send_again
+from .carrier import OVER, Answer, Patience, hinted, may_send_again
 from .errors import explain_failure, too_many_wait
 from .h1 import Reading
 from .journey import Journey
@@ -282,6 +282,8 @@ class Body(httpx.SyncByteStream):
                     break
                 else:
                     patience = self._patience
+                    if patience.is_over():
+                        raise httpx.ReadTimeout(OVER)
                     self._connection.receive(reading, patience.within(patience.read))
         except BaseException:
             self.close()

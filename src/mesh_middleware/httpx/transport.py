@@ -20,6 +20,7 @@ import anyio
 import anyio.to_thread
 
 from ..resolve import Resolver
+from ..routing.chain import Retries
 from .aio import AsyncCarrier
 from .denial import MAX_DENIAL_BYTES, MeshResponse, may_be_denial
 from .journey import MAX_HELD_BYTES, Journey, mark
@@ -28,6 +29,7 @@ from .redirects import keep_inside
 from .stock import AsyncStockCarrier, StockCarrier
 from .sync import SyncCarrier
 from .upstreams import PATIENCE, MeshLike, Target, Targets
+from .wishes import Wishes, check_retries, read_wishes
 
 DEFAULT_LIMITS = httpx.Limits(
     max_connections=100, max_keepalive_connections=100, keepalive_expiry=60.0
@@ -65,6 +67,7 @@ class MeshTransport(httpx.BaseTransport):
         http1: as httpx.
         http2: whether HTTP/2 may be spoken; needs the ``h2`` package, as in httpx.
         limits: as httpx.
+        retries: when a call is tried again, where neither it nor a route says otherwise.
 
     Raises:
         MeshConnectError: when a request is made; see `mesh_middleware.httpx.errors`.
@@ -79,8 +82,10 @@ class MeshTransport(httpx.BaseTransport):
         http1: bool = True,
         http2: bool = False,
         limits: httpx.Limits = DEFAULT_LIMITS,
+        retries: Retries | None = None,
     ) -> None:
         self._targets = Targets(mesh, resolver, domain)
+        self._usual = Wishes(retries=check_retries(retries))
         self._options: dict[str, Any] = {"http1": http1, "http2": http2, "limits": limits}
         self._carrier: SyncCarrier | StockCarrier | None = None
         _made.add(self)
@@ -93,11 +98,12 @@ class MeshTransport(httpx.BaseTransport):
             MeshConnectError: nobody could be reached who may answer.
             httpx.TransportError: as httpx.
         """
+        began, wishes = time.monotonic(), read_wishes(request.extensions, self._usual)
         target = self._targets.find(request.url.host)
         if not target.ready():
             target = self._look_again(request.url.host)
-            target.wait(_patience(request))
-        journey, carrier = Journey(target, request), self._carry()
+            target.wait(_patience(request, wishes))
+        journey, carrier = Journey(target, request, wishes, began), self._carry()
         while True:
             journey.depart()
             try:
@@ -182,6 +188,7 @@ class AsyncMeshTransport(httpx.AsyncBaseTransport):
         http1: as httpx.
         http2: whether HTTP/2 may be spoken; needs the ``h2`` package, as in httpx.
         limits: as httpx.
+        retries: when a call is tried again, where neither it nor a route says otherwise.
     """
 
     def __init__(
@@ -193,8 +200,10 @@ class AsyncMeshTransport(httpx.AsyncBaseTransport):
         http1: bool = True,
         http2: bool = False,
         limits: httpx.Limits = DEFAULT_LIMITS,
+        retries: Retries | None = None,
     ) -> None:
         self._targets = Targets(mesh, resolver, domain)
+        self._usual = Wishes(retries=check_retries(retries))
         self._options: dict[str, Any] = {"http1": http1, "http2": http2, "limits": limits}
         self._lock = threading.Lock()
         self._carrier: AsyncCarrier | AsyncStockCarrier | None = None
@@ -213,12 +222,14 @@ class AsyncMeshTransport(httpx.AsyncBaseTransport):
             MeshConnectError: nobody could be reached who may answer.
             httpx.TransportError: as httpx.
         """
+        began, wishes = time.monotonic(), read_wishes(request.extensions, self._usual)
         target = self._targets.find(request.url.host)
         if not target.ready():
             # Only until the first answers are there: a thread waits, the loop does not.
             target = await self._look_again(request.url.host)
-            await anyio.to_thread.run_sync(target.wait, _patience(request), abandon_on_cancel=True)
-        journey, carrier = Journey(target, request), self._carry()
+            patience = _patience(request, wishes)
+            await anyio.to_thread.run_sync(target.wait, patience, abandon_on_cancel=True)
+        journey, carrier = Journey(target, request, wishes, began), self._carry()
         while True:
             journey.depart()
             try:
@@ -326,9 +337,10 @@ def _has_ended(loop: Any) -> bool:
     return isinstance(loop, asyncio.AbstractEventLoop) and loop.is_closed()
 
 
-def _patience(request: httpx.Request) -> float:
-    timeout = request.extensions.get("timeout", {}).get("connect")
-    return PATIENCE if timeout is None else float(timeout)
+def _patience(request: httpx.Request, wishes: Wishes) -> float:
+    connect = request.extensions.get("timeout", {}).get("connect")
+    given = [one for one in (connect, wishes.timeout) if one is not None]
+    return float(max(0.0, min(given, default=PATIENCE)))
 
 
 class _Replayed(httpx.SyncByteStream):
