@@ -98,6 +98,7 @@ BROKEN = {
     "a length with a sign": b"HTTP/1.1 200 OK\r\nContent-Length: +5\r\n\r\nhello",
     "an unknown coding": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\nhello",
     "two codings": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+    "one coding twice": CHUNKED[:-2] + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
     "switching unasked": b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n",
     "a head too long": _ok(headers=b"X-A: " + b"a" * 200_000 + b"\r\n"),
     "headers without end": b"HTTP/1.1 200 OK\r\n" + b"X-A: a\r\n" * 30_000,

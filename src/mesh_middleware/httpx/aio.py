@@ -97,6 +97,7 @@ class _Line:
 
     def _leave(self, turn: _Turn) -> None:
         # The turn may have come in the very moment it was given up: pass on what was given.
+        self._pool.leave(turn)
         if not turn.future.done():
             turn.future.cancel()
         elif not turn.future.cancelled():
@@ -292,8 +293,10 @@ class Body(httpx.AsyncByteStream):
                     if self._connection is not None:
                         self._connection.resume(reading)
                     yield part
-                elif reading.complete or self._connection is None or reading.switched:
+                elif reading.complete or reading.switched:
                     break
+                elif self._connection is None:
+                    raise httpx.ReadError("the answer was closed before its end")
                 else:
                     patience = self._patience
                     if patience.is_over():

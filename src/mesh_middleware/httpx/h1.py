@@ -329,7 +329,8 @@ class _Httptools:
             if length == 14 and name.lower() == b"content-length":
                 self._measured = True
             elif length == 17 and name.lower() == b"transfer-encoding":
-                self._coding = value = value.lower()
+                value = value.lower()
+                self._coding = value if self._coding is None else b"%b, %b" % (self._coding, value)
             self._headers.append((name, value.rstrip(b" \t")))
 
     def on_headers_complete(self) -> None:

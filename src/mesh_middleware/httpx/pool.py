@@ -20,6 +20,7 @@ import ssl
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Generic, Protocol, TypeVar
 
 from ..gate import peer_of
@@ -229,6 +230,11 @@ class Pool(Generic[C]):
         """Put somebody at the end of the line."""
         self._line.append(waiter)
 
+    def leave(self, waiter: Waiter[C]) -> None:
+        """Take somebody who gave up out of the line: it is not the longer for those who left."""
+        with suppress(ValueError):  # had its turn
+            self._line.remove(waiter)
+
     def give_back(self, connection: C, reusable: bool) -> list[C]:
         """
         Take back a connection whose request is done.
@@ -237,7 +243,9 @@ class Pool(Generic[C]):
             Connections to be closed.
         """
         connection.idle_since = self._clock()
-        if not reusable or self._ended or not self._is_fit(connection):
+        stale = not reusable or self._ended or not self._is_fit(connection)
+        # Who takes it out of the idle ones looks then; who stands in line gets it as it is.
+        if stale or (self._line and not connection.is_usable()):
             self.forget()
             return [connection]
         while self._line:

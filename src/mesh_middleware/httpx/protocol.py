@@ -134,8 +134,8 @@ class Connection(Sealed):
     def is_usable(self) -> bool:
         """Whether neither end has closed it, and nothing came that nobody asked for."""
         # The loop may not have come round to what the socket has: an end, or a stray answer that
-        # the next request must not be given.
-        return not self.transport.is_closing() and not self._poll.poll(0)
+        # the next request must not be given. Half of one may be in TLS already.
+        return not (self.torn or self.transport.is_closing() or self._poll.poll(0))
 
     async def exchange(self, outgoing: Outgoing, patience: Patience) -> Reading:
         """
@@ -208,6 +208,12 @@ class Connection(Sealed):
             self._reading_paused = False
             if not self.transport.is_closing():
                 self.transport.resume_reading()
+
+    def abort(self) -> None:
+        """Cut it; what has not come of an answer by now is missing, not its end."""
+        if self.reading is not None and self._failure is None:
+            self._failure = httpx.ReadError("the connection was closed by us")
+        super().abort()
 
     # -- inside --------------------------------------------------------------------------------
 

@@ -53,6 +53,8 @@ class Sealed(asyncio.BufferedProtocol):
         self._buffer = buffer
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=server_name)
+        self.torn = False
+        """Whether what came last may have ended in the middle of a record: OpenSSL does not say."""
         self._shaken: asyncio.Future[Exception | None] = loop.create_future()
 
     # -- for whoever stands on it --------------------------------------------------------------
@@ -160,6 +162,7 @@ class Sealed(asyncio.BufferedProtocol):
 
     def _open(self) -> None:
         incoming, parts, over = self._incoming, [], False
+        self.torn = False
         try:
             while incoming.pending and not over:
                 part = self.tls.read(MAX_RECORD)
@@ -168,7 +171,7 @@ class Sealed(asyncio.BufferedProtocol):
                 else:
                     over = True
         except ssl.SSLWantReadError:
-            pass  # a record that is not all there
+            self.torn = True  # a record that is not all there, or one that TLS kept for itself
         except ssl.SSLError as error:
             self._give_up(parts, error)
             return

@@ -16,6 +16,7 @@ from .carrier import OVER, READ_BYTES, Patience, may_stop_sending
 from .h1 import Reading
 from .library import httpx
 from .pool import Lane, retirement
+from .sealed import MAX_RECORD
 from .wire import Outgoing
 
 
@@ -45,17 +46,8 @@ class Connection:
 
     def is_usable(self) -> bool:
         """Whether the other end neither closed it nor said something unasked."""
-        if not self._poll.poll(0):
-            return True
-        try:
-            self._set_timeout(0.0)
-            self.sock.recv(1)
-        except ssl.SSLWantReadError:
-            # A ticket or a key update: TLS's own business.
-            return True
-        except OSError:
-            return False
-        return False
+        # Not looked into: half of a record may be TLS's own business, or half of a stray answer.
+        return not self._poll.poll(0)
 
     def exchange(self, outgoing: Outgoing, patience: Patience) -> Reading:
         """
@@ -95,7 +87,12 @@ class Connection:
         """Write all of *data*."""
         self._set_timeout(timeout)
         try:
-            sent = self.sock.send(data)
+            if len(data) <= MAX_RECORD:
+                sent = self.sock.send(data)
+            else:
+                # A send that fails does not say how much was sent: of one record, nothing that
+                # could be read.
+                sent = self.sock.send(memoryview(data)[:MAX_RECORD])
             self.wrote = True
             if sent < len(data):
                 rest = memoryview(data)[sent:]

@@ -105,11 +105,13 @@ class _Line:
             turn.gone = True
             if turn.event.is_set():
                 return turn.connection
+            self._pool.leave(turn)
         raise httpx.PoolTimeout(f"{self._name}: no connection became free in time")
 
     def _leave(self, turn: _Turn) -> None:
         with self._lock:
             turn.gone = True
+            self._pool.leave(turn)
             given = turn.event.is_set()
             if given and turn.connection is None:
                 self._pool.forget()
@@ -278,8 +280,10 @@ class Body(httpx.SyncByteStream):
             while True:
                 if reading.parts:
                     yield reading.take()
-                elif reading.complete or self._connection is None or reading.switched:
+                elif reading.complete or reading.switched:
                     break
+                elif self._connection is None:
+                    raise httpx.ReadError("the answer was closed before its end")
                 else:
                     patience = self._patience
                     if patience.is_over():
