@@ -301,7 +301,7 @@ def test_waiting_too_long_in_line_is_a_pool_timeout(
         with pytest.raises(httpx.PoolTimeout, match=r"tax\.service"):
             client.get("https://tax/late", timeout=httpx.Timeout(5, pool=0.01))
         second = threads.submit(client.get, "https://tax/second")
-        _in_line(client, 2)
+        _in_line(client, 1)
         gate.open.set()
         assert first.result(PATIENCE).status_code == second.result(PATIENCE).status_code == 200
         assert client.get("https://tax/third").status_code == 200

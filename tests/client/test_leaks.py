@@ -282,6 +282,29 @@ def test_the_limits_of_our_own_service_hold(
         assert (state.failures, state.outstanding) == (0, 0)
 
 
+def test_the_line_is_not_the_longer_for_those_who_left_it(
+    authority: Authority, mesh: StaticMesh, driver: Driver
+) -> None:
+    """``MaxPendingRequests`` counts who waits, not who gave up."""
+    gate = Gate()
+    with (
+        serving(authority, gate) as server,
+        driver.client(mesh) as client,
+        ThreadPoolExecutor(8) as threads,
+    ):
+        mesh.tell("tax", server.endpoint("tax"))
+        course = mesh.watch_upstream("tax").course
+        course.learn_manners(Manners(limits=Limits(1, 2)), 0.0)
+        first = threads.submit(client.get, "https://tax/")
+        assert gate.arrived.acquire(timeout=PATIENCE)
+        for _ in range(4):
+            with pytest.raises(httpx.PoolTimeout):
+                client.get("https://tax/", timeout=httpx.Timeout(PATIENCE, pool=0.01))
+            in_line(client, 0)
+        gate.open.set()
+        assert first.result(PATIENCE).status_code == 200
+
+
 def in_line(client: Session, count: int) -> None:
     """Wait until *count* requests are in line."""
     pause = threading.Event()

@@ -12,6 +12,7 @@ from mesh_middleware.httpx.pool import MAX_AGE, Lane, Pool
 from mesh_middleware.httpx.upstreams import sni
 from mesh_middleware.identity import ServiceId
 from mesh_middleware.resolve import Endpoint
+from mesh_middleware.routing.calls import Limits
 
 from .support import TRUST_DOMAIN, service_id
 
@@ -31,7 +32,7 @@ class Plain:
         return self.usable
 
 
-@dataclass
+@dataclass(eq=False)
 class Waiting:
     """Somebody in line."""
 
@@ -160,6 +161,34 @@ def test_those_in_line_come_in_order_and_nobody_overtakes() -> None:
     assert (second.given, gone.given) == ([connection], [])
     assert at.pool.give_back(connection, True) == []
     assert at.pool.reuse(connection.lane) == (connection, [])
+
+
+def test_who_leaves_the_line_is_not_counted_in_it() -> None:
+    """Leaving makes room at once, and leaving twice, or after one's turn, is no error."""
+    fixture = Fixture(most=1)
+    fixture.pool.update((_endpoint(1), _endpoint(2)), Limits(1, 1))
+    connection = fixture.make()
+    gone, waiting = Waiting(), Waiting()
+    fixture.pool.queue(gone)
+    assert not fixture.pool.may_queue()
+    fixture.pool.leave(gone)
+    assert fixture.pool.may_queue()
+    fixture.pool.queue(waiting)
+    fixture.pool.leave(gone)
+    assert fixture.pool.give_back(connection, True) == []
+    assert (gone.given, waiting.given) == ([], [connection])
+    fixture.pool.leave(waiting)
+
+
+def test_whoever_is_in_line_gets_no_connection_that_has_ended() -> None:
+    """A connection that the other end has closed makes room for a new one."""
+    fixture = Fixture(most=1)
+    connection, waiting = fixture.make(), Waiting()
+    connection.usable = False
+    fixture.pool.queue(waiting)
+    assert fixture.pool.give_back(connection, True) == [connection]
+    assert waiting.given == [None]
+    assert fixture.pool.open == 1
 
 
 def test_the_end_of_a_connection_is_somebodys_turn() -> None:

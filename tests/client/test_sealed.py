@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import httpx
 import pytest
 
-from mesh_middleware.httpx import MeshConnectError, UpstreamMismatchError
+from mesh_middleware.httpx import AsyncClient, MeshConnectError, UpstreamMismatchError
 from mesh_middleware.resolve import Endpoint
 
+from ..support.steps import yield_once
 from .driver import OWN, Driver, drivers
 from .support import (
     PATIENCE,
     Authority,
+    GatedContext,
     StaticMesh,
     Wire,
     answering,
@@ -113,6 +117,84 @@ def test_long_requests_are_sealed_whole(
         mesh.tell("tax", server.endpoint("tax"))
         assert client.request("PUT", "https://tax/", content=content).status_code == 200
     assert seen == [content]
+
+
+class _RecordByRecord(GatedContext.sslobject_class):  # type: ignore[misc, name-defined]
+    """TLS that takes one record at a time, as OpenSSL does where partial writes are allowed."""
+
+    def write(self, data: Any) -> int:
+        taken: int = super().write(memoryview(data)[:16384])
+        return taken
+
+
+@pytest.mark.parametrize("size", [16384, 16385, 100_000, 1_000_000], ids=str)
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_what_tls_does_not_take_at_once_is_given_again(
+    authority: Authority,
+    mesh: StaticMesh,
+    monkeypatch: pytest.MonkeyPatch,
+    size: int,
+    loop: str,
+) -> None:
+    """However little OpenSSL takes of a write, all of it is sent, in order and once."""
+    monkeypatch.setattr(GatedContext, "sslobject_class", _RecordByRecord)
+    content, seen = bytes(range(251)) * (size // 251) + b"e" * (size % 251), []
+
+    def script(wire: Wire) -> None:
+        seen.append(wire.read_request()[1])
+        wire.send(OK)
+
+    with (
+        Driver(loop).running() as driver,
+        serving(authority, script) as server,
+        driver.client(mesh) as client,
+    ):
+        mesh.tell("tax", server.endpoint("tax"))
+        assert client.request("PUT", "https://tax/", content=content).status_code == 200
+    assert seen == [content]
+
+
+async def _full(client: Any) -> Any:
+    """Wait for the connection whose other end takes no more."""
+    while True:
+        carrier = client._transport._carrier
+        for connection in () if carrier is None else carrier.live:
+            if connection._full:
+                return connection
+        await yield_once()
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_a_goodbye_that_nobody_takes_is_cut_off(
+    authority: Authority, mesh: StaticMesh, loop: str
+) -> None:
+    """
+    An answer that came before the request was taken: its connection is closed, and a second later
+    cut, though the server goes on reading nothing.
+    """
+    full, over = threading.Event(), threading.Event()
+
+    def script(wire: Wire) -> None:
+        wire.read_head()
+        assert full.wait(PATIENCE)
+        wire.send(b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno")
+        assert over.wait(PATIENCE)
+
+    async def run() -> None:
+        async with AsyncClient(mesh) as client:
+            call = asyncio.ensure_future(client.post("https://tax/", content=b"x" * 16_000_000))
+            async with asyncio.timeout(PATIENCE):
+                connection = await _full(client)
+                full.set()
+                assert (await call).status_code == 413
+                assert connection.transport.is_closing()
+                assert connection.transport.get_write_buffer_size() > 0
+                await asyncio.shield(connection.lost)
+        over.set()
+
+    with Driver(loop).running() as driver, serving(authority, script) as server:
+        mesh.tell("tax", server.endpoint("tax"))
+        driver.run(run)
 
 
 def test_the_end_is_said(authority: Authority, mesh: StaticMesh, driver: Driver) -> None:
