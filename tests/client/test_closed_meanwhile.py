@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -14,7 +13,7 @@ from anyio import to_thread
 from mesh_middleware.httpx import AsyncClient, Client
 
 from ..support.steps import yield_times
-from .driver import Driver
+from .driver import Driver, drivers
 from .support import PATIENCE, Authority, StaticMesh, Wire, client_context, service_id, serving
 
 BEGINS = {
@@ -24,11 +23,7 @@ BEGINS = {
 }
 
 
-@pytest.fixture(params=["asyncio", "uvloop"])
-def driver(request: pytest.FixtureRequest) -> Iterator[Driver]:
-    """The event loops whose connections are our own."""
-    with Driver(request.param).running() as driver:
-        yield driver
+driver = drivers(("asyncio", "uvloop"))
 
 
 def _begin(said: bytes) -> Any:

@@ -5,23 +5,18 @@ from __future__ import annotations
 import socket
 import struct
 import threading
-from collections.abc import Iterator
 
 import httpx
 import pytest
 
-from .driver import Driver
+from .driver import OWN, Driver, drivers
 from .support import PATIENCE, Authority, StaticMesh, Wire, serving
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 LONG = b"x" * 16_000_000
 
 
-@pytest.fixture(params=["sync", "asyncio", "uvloop"])
-def driver(request: pytest.FixtureRequest) -> Iterator[Driver]:
-    """The drivers whose connections are our own."""
-    with Driver(request.param).running() as driver:
-        yield driver
+driver = drivers(OWN)
 
 
 def test_a_request_that_was_not_taken_to_its_end_goes_to_nobody_else(

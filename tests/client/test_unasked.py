@@ -16,7 +16,7 @@ import pytest
 from mesh_middleware.resolve import Endpoint
 
 from ..support.steps import yield_times
-from .driver import Driver
+from .driver import OWN, Driver, drivers
 from .support import (
     PATIENCE,
     Authority,
@@ -31,11 +31,7 @@ STRAY = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nstray"
 SOUND = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nsound"
 
 
-@pytest.fixture(params=["sync", "asyncio", "uvloop"])
-def driver(request: pytest.FixtureRequest) -> Iterator[Driver]:
-    """The drivers whose connections are our own."""
-    with Driver(request.param).running() as driver:
-        yield driver
+driver = drivers(OWN)
 
 
 class End:
