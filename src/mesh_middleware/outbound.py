@@ -89,7 +89,10 @@ class Outbound:
 
         def take(answer: Answer, regressed: bool) -> None:
             shaken = regressed or loop.time() < shaken_until
-            if not upstream.take(answer.body, self._belief.trust_domain, shaken=shaken):
+            # A query that is not there is answered by a text.
+            gone = upstream.kind == "query" and answer.status == 404
+            body = None if gone else answer.body
+            if not upstream.take(body, self._belief.trust_domain, shaken=shaken):
                 patience = SHAKEN_FOR if shaken else CRITICAL_FOR
                 loop.call_later(patience, upstream.concede, upstream.doubt)
 

@@ -23,6 +23,7 @@ from .routing.course import Course, Manners, UpstreamState
 from .routing.instances import Instance, parse_instances
 
 _NONE = "no healthy instance that speaks Connect is registered"
+_NO_QUERY = "there is no prepared query of that name"
 
 
 class UpstreamWatch:
@@ -147,7 +148,7 @@ class UpstreamWatch:
         Take an answer of the agent.
 
         Args:
-            body: the answer, parsed as JSON.
+            body: the answer, parsed as JSON; ``None`` where there is no such prepared query.
             trust_domain: of the roots.
             shaken: the agent was away until a moment ago. One that restarts tells every instance
                 as failing until it has heard of them again; "none" is not believed then.
@@ -171,7 +172,7 @@ class UpstreamWatch:
         if self._emptied and (shaken or self._lists(body)) and self._instances:
             self._doubted = True
             return False
-        self._learn(found, _NONE, anew=self._doubted)
+        self._learn(found, _NO_QUERY if body is None else _NONE, anew=self._doubted)
         return True
 
     def follow_domain(self, trust_domain: str | None) -> None:
@@ -185,6 +186,8 @@ class UpstreamWatch:
 
     def _parse(self, body: object, trust_domain: str) -> tuple[Instance, ...]:
         if self.kind == "query":
+            if body is None:
+                return ()
             return tuple(map(Instance, parse_query(body, trust_domain=trust_domain)))
         return parse_instances(body, trust_domain=trust_domain, service=self.name)
 

@@ -141,6 +141,23 @@ def test_nobody_registered_is_an_error_of_its_own_at_the_first_call(
         mesh.upstream("nobody").wait(PATIENCE)
 
 
+def test_a_prepared_query_that_is_not_there_is_told_at_once(
+    mesh_agent: DevAgent, join: Callable[..., Mesh], driver: Driver
+) -> None:
+    """Nobody waits for its answer, nor is told of shapes; once it is written, it is followed."""
+    mesh, began = join("order"), time.monotonic()
+    with driver.client(mesh, timeout=PATIENCE) as client:
+        with pytest.raises(NoHealthyInstanceError, match="no prepared query of that name"):
+            client.get("https://near.query.consul/")
+        assert time.monotonic() - began < PATIENCE
+        with served(join, "tax", answering(b"tax")):
+            query = {"Name": "near", "Service": {"Service": "tax", "Connect": True}}
+            httpx.post(f"{mesh_agent.url}/v1/query", json=query, trust_env=False)
+            watch = mesh.upstream("near.query.consul")
+            assert watch.wait_for(lambda state: bool(state.instances), PATIENCE)
+            assert client.get("https://near.query.consul/").text == "tax"
+
+
 def test_a_mesh_that_was_closed_is_told_at_once(join: Callable[..., Mesh], driver: Driver) -> None:
     """No call goes by what a closed mesh knew, and none waits for it."""
     mesh = join("order")
