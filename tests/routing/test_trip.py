@@ -294,6 +294,19 @@ def test_states_can_be_read() -> None:
     assert one.look(32.0).outstanding == 0
 
 
+def test_who_stood_in_once_does_not_count() -> None:
+    """A chain that leads elsewhere no more leaves nobody there in the upstream's state."""
+    one = failover()
+    assert len(one.look(0.0).instances) == 2
+    one.learn_chain(None, 0.0)
+    assert [seat.endpoint for seat in one.look(0.0).instances] == [endpoint(0)]
+    one.learn_manners(Manners(breaking=Breaking(max_failures=1, max_percent=100)), 0.0)
+    trip = one.begin(get(), 0.0, 0.5)
+    trip.next(0.0, 0.5)
+    trip.heard(Outcome("reset"), 0.0, 0.5)
+    assert one.look(1.0).state == "open"
+
+
 def test_an_ejected_instance_stays_ejected_when_the_agent_says_something_new() -> None:
     """Another weight, another instance more, another chain: its failures are not forgotten."""
     one = course(2)

@@ -225,15 +225,23 @@ class Course:
     def look(self, now: float) -> UpstreamState:
         """Tell how the upstream is."""
         with self.lock:
-            seats = list(self._seats.values())
             chain, chained = self._known.chain, self._known.chained
+            seats, busy = (
+                self._seats_of(chain),
+                sum(one.outstanding for one in self._seats.values()),
+            )
         instances = tuple(_state(seat, now) for seat in seats)
         states = {instance.state for instance in instances}
         state: BreakerState = "closed"
         if states and "closed" not in states:
             state = "half-open" if "half-open" in states else "open"
-        busy = sum(instance.outstanding for instance in instances)
         return UpstreamState(str(self.place), state, busy, instances, chain.unhonoured, chained)
+
+    def _seats_of(self, chain: Chain) -> list[Seat]:
+        # Others are known too: of places where an earlier chain led, or a later one will.
+        told = (self._known.instances.get(place, ()) for place in sorted(chain.places(), key=str))
+        keys = dict.fromkeys(_key(one) for instances in told for one in instances)
+        return [self._seats[key] for key in keys]
 
     def refresh(self) -> None:
         """Note whether anybody is ejected; under the lock, after a failure or a passed trial."""
