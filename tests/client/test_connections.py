@@ -397,7 +397,8 @@ def test_many_threads_share_few_connections(
 def test_a_silent_server_is_a_read_timeout(
     authority: Authority, mesh: StaticMesh, driver: Driver, said: bytes
 ) -> None:
-    """Silence before, in the head or in the body: httpx's ReadTimeout, and the connection ends."""
+    """Silence before, in the head or in the body: httpx's ReadTimeout, which notes at whom, and the
+    connection ends."""
 
     def script(wire: Wire) -> None:
         wire.read_request()
@@ -409,9 +410,12 @@ def test_a_silent_server_is_a_read_timeout(
     ended = threading.Event()
     with serving(authority, script) as server, driver.client(mesh) as client:
         mesh.tell("tax", server.endpoint("tax"))
-        with pytest.raises(httpx.ReadTimeout):
+        with pytest.raises(httpx.ReadTimeout) as caught:
             client.get("https://tax/", timeout=httpx.Timeout(5, read=0.05))
         assert ended.wait(PATIENCE)
+        endpoint = server.endpoint("tax")
+        where = f"tax.service at {endpoint.address}, {endpoint.expected.uri}, attempt 1"
+        assert caught.value.__notes__ == [where]
 
 
 def test_a_slow_server_is_no_read_timeout(

@@ -115,6 +115,8 @@ def test_a_body_that_breaks_names_its_request(
         mesh.tell("tax", server.endpoint("tax"))
         with pytest.raises(httpx.RemoteProtocolError) as caught:
             client.get("https://tax/here")
+        (where,) = caught.value.__notes__
+        assert where.startswith(f"tax.service at {server.endpoint('tax').address}, spiffe://")
     assert str(caught.value.request.url) == "https://tax/here"
 
 

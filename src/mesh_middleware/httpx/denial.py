@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..resolve import Endpoint
-from .errors import UpstreamDeniedError
+from .errors import UpstreamDeniedError, note_where
 from .library import httpx
 
 DENIED_TYPE = "urn:mesh-middleware:denied"
@@ -96,6 +96,9 @@ class MeshResponse(httpx.Response):
         return True
 
     def _name_request(self, error: httpx.RequestError) -> None:
+        info: MeshInfo | None = self.extensions.get("mesh")
+        if info is not None:
+            note_where(error, info.upstream, info.instance, info.attempts)
         with suppress(RuntimeError):  # who asked a transport, not a client, sets none
             error.request = self.request
 

@@ -205,6 +205,21 @@ def explain_failure(error: BaseException, upstream: str, endpoint: Endpoint) -> 
     return MeshConnectError(said, **known, expected=expected)
 
 
+def note_where(error: BaseException, upstream: str, endpoint: Endpoint, attempt: int) -> None:
+    """
+    Note on one of httpx's own errors at whom it happened: its text does not say.
+
+    Args:
+        error: any; those of the mesh say so themselves.
+        upstream: name that was called.
+        endpoint: the instance.
+        attempt: its number.
+    """
+    if isinstance(error, httpx.TransportError) and not isinstance(error, MeshError):
+        where = f"{upstream} at {endpoint.address}, {endpoint.expected.uri}"
+        error.add_note(f"{where}, attempt {attempt}")
+
+
 def _causes(error: BaseException) -> Iterator[BaseException]:
     # httpx and httpcore wrap what they caught, two deep; a bound keeps a cycle from being one.
     found: BaseException | None = error

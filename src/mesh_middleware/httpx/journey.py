@@ -28,6 +28,7 @@ from .errors import (
     UpstreamMismatchError,
     UpstreamUnverifiedError,
     explain_refusal,
+    note_where,
 )
 from .library import httpx
 from .pool import Lane
@@ -140,6 +141,7 @@ class Journey:
         Returns:
             Seconds until the next; ``None`` when *error* is to be raised.
         """
+        note_where(error, self.target.name, self.instance, self.attempt.number)
         outcome = _outcome(error, self.outgoing.sent)
         pause = self._tell(outcome, error)
         if pause is None or not self._may_go_again(outcome.sent):
