@@ -108,3 +108,27 @@ def test_an_upload_without_end_ends_with_the_time_of_its_call(
         with pytest.raises(httpx.WriteTimeout):
             client.request("POST", "https://tax/", content=content, extensions=WISHES)
         assert TIME * 0.9 < time.monotonic() - began < PATIENCE / 2
+
+
+@pytest.mark.parametrize("http2", [False, True], ids=["ours", "stock"])
+def test_files_are_sent_within_the_time_of_their_call(
+    authority: Authority, mesh: StaticMesh, driver: Driver, http2: bool
+) -> None:
+    """Their body is one for threads and for tasks at once."""
+    came: list[bytes] = []
+
+    def script(wire: Wire) -> None:
+        while (got := wire.read_request())[0]:
+            came.append(got[1])
+            wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+
+    wishes = {"mesh": {"timeout": PATIENCE}}
+    with (
+        serving(authority, script) as server,
+        driver.client(mesh, http2=http2, timeout=PATIENCE) as client,
+    ):
+        mesh.tell("tax", server.endpoint("tax"))
+        files = {"rates": ("rates.csv", b"1,2,3")}
+        answer = client.request("POST", "https://tax/", files=files, extensions=wishes)
+        assert answer.text == "ok"
+    assert [b"1,2,3" in body for body in came] == [True]

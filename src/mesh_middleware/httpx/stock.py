@@ -79,11 +79,12 @@ def _within(stream: Any, patience: Patience) -> Any:
     """Let a body that is drawn end with the time of its call."""
     if patience.deadline is None or isinstance(stream, httpx.ByteStream):
         return stream
-    kind = _AsyncUpload if isinstance(stream, httpx.AsyncByteStream) else _Upload
-    return kind(stream, patience)
+    return _Upload(stream, patience)
 
 
-class _Upload(httpx.SyncByteStream):
+class _Upload(httpx.SyncByteStream, httpx.AsyncByteStream):
+    """A body for threads or for tasks, or, as one of files is, for both."""
+
     def __init__(self, stream: Any, patience: Patience) -> None:
         self._stream, self._patience = stream, patience
 
@@ -92,11 +93,6 @@ class _Upload(httpx.SyncByteStream):
             if self._patience.is_over():
                 raise httpx.WriteTimeout(OVER)
             yield part
-
-
-class _AsyncUpload(httpx.AsyncByteStream):
-    def __init__(self, stream: Any, patience: Patience) -> None:
-        self._stream, self._patience = stream, patience
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         parts = aiter(self._stream)
