@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import ssl
 import threading
 import time
 import traceback
@@ -14,14 +15,17 @@ from typing import Any
 
 import httpx
 import pytest
+import uvloop
 from anyio import to_thread
 
-from mesh_middleware.httpx import MeshNotReadyError
+from mesh_middleware.httpx import AsyncClient, Client, MeshNotReadyError
+from mesh_middleware.identity import ServiceId
 
 from .driver import OWN, Driver, Session, drivers
 from .support import (
     PATIENCE,
     Authority,
+    GatedContext,
     ScriptServer,
     StaticMesh,
     Wire,
@@ -76,6 +80,75 @@ def test_an_idle_connection_that_was_closed_is_not_used(
             assert client.request("POST", "https://tax/", content=b"x").status_code == 200
             assert closed.wait(PATIENCE)
         assert server.connections == 3
+
+
+def _hang_up(wire: Wire, closed: threading.Event) -> None:
+    """End the first connection of all."""
+    if not closed.is_set():
+        socket.socket.shutdown(wire.sock, socket.SHUT_WR)
+        closed.set()
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_connection_that_ended_before_its_turn_came_is_not_used(
+    authority: Authority, mesh: StaticMesh, loop: Any
+) -> None:
+    """The loop was busy when who waited in line was given it: a POST takes a new one."""
+    answered, closed = threading.Event(), threading.Event()
+
+    def script(wire: Wire) -> None:
+        wire.read_request()
+        wire.send(OK)
+        assert answered.wait(PATIENCE)
+        _hang_up(wire, closed)
+
+    async def call(client: AsyncClient) -> None:
+        assert (await client.post("https://tax/", content=b"x")).status_code == 200
+        answered.set()
+        assert closed.wait(PATIENCE)  # and so does the whole loop
+
+    async def both() -> None:
+        async with AsyncClient(mesh, limits=_limits(1)) as client, asyncio.TaskGroup() as group:
+            group.create_task(call(client))
+            group.create_task(call(client))
+
+    with (
+        serving(authority, script) as server,
+        asyncio.Runner(loop_factory=loop) as runner,
+    ):
+        mesh.tell("tax", server.endpoint("tax"))
+        runner.run(both())
+        assert server.connections == 2
+
+
+def test_a_new_connection_that_ended_before_its_request_is_not_used(
+    authority: Authority,
+) -> None:
+    """The thread stood still after the handshake: a POST takes another."""
+    closed = threading.Event()
+
+    def script(wire: Wire) -> None:
+        if closed.is_set():
+            wire.read_request()
+            wire.send(OK)
+        _hang_up(wire, closed)
+
+    class Slow(GatedContext.sslsocket_class):
+        def do_handshake(self, *args: Any) -> None:
+            super().do_handshake(*args)
+            assert closed.wait(PATIENCE)
+
+    class SlowMesh(StaticMesh):
+        def client_context(self, expected: ServiceId) -> ssl.SSLContext:
+            context = super().client_context(expected)
+            context.sslsocket_class = Slow
+            return context
+
+    mesh = SlowMesh(authority)
+    with serving(authority, script) as server, Client(mesh) as client:
+        mesh.tell("tax", server.endpoint("tax"))
+        assert client.post("https://tax/", content=b"x").status_code == 200
+        assert server.connections == 2
 
 
 def _closing_after(reads: int, seen: list[bytes]) -> Any:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -49,6 +51,8 @@ app = MeshAuthz(app)
 
 
 HEEDS = """
+import os
+
 from mesh_middleware import MeshAuthz
 
 
@@ -58,7 +62,7 @@ async def app(scope, receive, send):
         if (await receive())["type"] == "http.disconnect":
             return
     await send({"type": "http.response.start", "status": 200, "headers": []})
-    await send({"type": "http.response.body", "body": b"{}"})
+    await send({"type": "http.response.body", "body": b'{"pid": %d}' % os.getpid()})
 
 
 app = MeshAuthz(app)
@@ -101,6 +105,29 @@ def test_a_connection_is_closed_once_it_was_idle_for_too_long(
     kept = asyncio.run(use_and_leave(agent, protocol, server.port()))
     # HTTP/2 waits a second more, for what may be on its way.
     assert IDLE * 0.9 <= kept < IDLE + 5
+
+
+@pytest.mark.parametrize("worker", ["asyncio", "uvloop", "trio"])
+def test_a_request_that_came_while_the_worker_stood_still_is_answered(
+    worker: str, agent: DevAgent, serve: Serve
+) -> None:
+    """It finds the end of the idle time first, and the request that waits in its socket after."""
+
+    async def ask() -> bytes:
+        async with connect("h1", server.port(), outsider_context(caller(agent).pem)) as connection:
+            assert isinstance(connection, Http1)
+            pid = (await connection.ask("/who"))[0].json["pid"]
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                assert await silence(connection, IDLE * 1.2)
+                connection._writer.write(b"POST /who HTTP/1.1\r\nHost: tax\r\n\r\n")
+                await connection._writer.drain()
+            finally:
+                os.kill(pid, signal.SIGCONT)
+            return (await connection._reader.readline()).split()[1]
+
+    server = serve(HEEDS, worker_class=worker, keep_alive_timeout=IDLE)
+    assert asyncio.run(ask()) == b"200"
 
 
 @pytest.mark.parametrize("protocol", ["h1", "h2"])
@@ -166,19 +193,31 @@ class Connection:
     As much of Hypercorn's connection of HTTP/1.1 as its end looks at.
 
     Args:
+        plain: its socket.
         comes: after how many looks a request comes.
         ends: whether the worker ends.
+        stays: whether that request is still worked on at the next look.
     """
 
-    def __init__(self, comes: int, *, ends: bool) -> None:
-        self.context = self.protocol = self.terminated = self
+    def __init__(self, plain: socket.socket, comes: int, *, ends: bool, stays: bool = True) -> None:
+        self.context = self.protocol = self.terminated = self.writer = self.transport = self
         self.stream: object = None
-        self.closed, self._comes, self._ends = False, comes, ends
+        self.keep_alive_requests = 0
+        self.closed = False
+        self._plain, self._comes, self._ends, self._stays = plain, comes, ends, stays
         self._look()
 
     def is_set(self) -> bool:
         """Whether the worker ends."""
         return self._ends
+
+    def is_closing(self) -> bool:
+        """Whether either side has closed it."""
+        return self.closed
+
+    def get_extra_info(self, name: str) -> object:
+        """Its socket."""
+        return self._plain
 
     async def sleep(self, seconds: float) -> None:
         """Time goes by."""
@@ -187,7 +226,8 @@ class Connection:
 
     def _look(self) -> None:
         if not self._comes:
-            self.stream = object()
+            self.keep_alive_requests += 1
+            self.stream = object() if self._stays else None
 
     async def handle(self, event: object) -> None:
         """Bytes came."""
@@ -200,34 +240,75 @@ class Connection:
 LOOKS = round(LINGER / LOOK_EVERY)
 
 
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Two ends of a connection."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        yield ours, theirs
+
+
+@pytest.mark.parametrize("stays", [True, False], ids=["slow", "fast"])
 @pytest.mark.parametrize(
-    ("comes", "ends", "closed"),
-    [(0, False, False), (0, True, False), (LOOKS, True, False), (LOOKS + 1, True, True)],
+    ("comes", "ends", "unread", "closed"),
+    [
+        (LOOKS, True, b"", False),
+        (LOOKS + 1, True, b"", True),
+        (LOOKS + 1, True, b"G", False),
+        (1, False, b"", True),
+        (1, False, b"G", False),
+        (LOOKS, False, b"G", False),
+        (LOOKS + 1, False, b"G", True),
+    ],
 )
 def test_a_request_that_comes_at_the_last_moment_is_answered(
-    comes: int, ends: bool, closed: bool
+    pair: tuple[socket.socket, socket.socket],
+    comes: int,
+    ends: bool,
+    unread: bytes,
+    closed: bool,
+    stays: bool,
 ) -> None:
-    """When the connection is to be closed the next moment, or the worker has waited long enough."""
+    """When the worker has waited long enough, or something has come that it has not read yet."""
 
     class One(Connection):
         pass
 
     close_in_order(One)
-    one = One(comes, ends=ends)
+    ours, theirs = pair
+    theirs.send(unread)
+    one = One(ours, comes, ends=ends, stays=stays)
     asyncio.run(one._initiate_server_close())
     assert one.closed is closed
     if closed:
         asyncio.run(one.handle(RawData(b"GET / HTTP/1.1")))
 
 
-def test_a_request_without_a_stream_yet_is_a_use() -> None:
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_request_of_the_very_moment_is_answered(
+    pair: tuple[socket.socket, socket.socket], ends: bool
+) -> None:
+    """The connection was to be closed the next."""
+
+    class One(Connection):
+        pass
+
+    close_in_order(One)
+    one = One(pair[0], 0, ends=ends)
+    asyncio.run(one._initiate_server_close())
+    assert not one.closed
+
+
+def test_a_request_without_a_stream_yet_is_a_use(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
     """Between the two, others run on trio."""
 
     class One(Connection):
         pass
 
     close_in_order(One)
-    one: Any = One(LOOKS, ends=False)
+    one: Any = One(pair[0], LOOKS, ends=False)
     one.connection = h11.Connection(h11.SERVER)
     one.connection.receive_data(b"GET / HTTP/1.1\r\nHost: tax\r\n\r\n")
     one.connection.next_event()

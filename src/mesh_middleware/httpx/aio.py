@@ -77,7 +77,17 @@ class _Line:
             _close(closed)
             if found is None and not pool.admit():
                 found = await self._wait(journey)
-        return found if found is not None else await self.connect(lane, journey.patience)
+        if found is None:
+            found = await self.connect(lane, journey.patience)
+        try:
+            if await found.is_alive():
+                return found
+        except BaseException:
+            self.drop(found)
+            raise
+        # It ended before anything was sent over it: this task came to its turn late.
+        found.abort()
+        return await self.connect(found.lane, journey.patience)
 
     async def _wait(self, journey: Journey) -> Connection | None:
         if not self._pool.may_queue():

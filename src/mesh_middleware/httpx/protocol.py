@@ -33,6 +33,10 @@ LOW_WATER = 64 * 1024
 """Bytes left when it goes on."""
 
 
+TURNS = 2
+"""Of the loop until what the socket has was read: one to be told of it, one to be called."""
+
+
 class Connection(Sealed):
     """
     One TLS connection to one instance, whose identity was verified.
@@ -136,6 +140,13 @@ class Connection(Sealed):
         # The loop may not have come round to what the socket has: an end, or a stray answer that
         # the next request must not be given. Half of one may be in TLS already.
         return not (self.torn or self.transport.is_closing() or self._poll.poll(0))
+
+    async def is_alive(self) -> bool:
+        """Do as `is_usable`, where what has come may be TLS's own business."""
+        if self._poll.poll(0):
+            for _ in range(TURNS):
+                await asyncio.sleep(0)
+        return not self.transport.is_closing()
 
     async def exchange(self, outgoing: Outgoing, patience: Patience) -> Reading:
         """

@@ -75,7 +75,15 @@ class _Line:
         _close(more)
         if turn is not None:
             found = self._wait(turn, journey.patience)
-        return found if found is not None else self.connect(lane, journey.patience)
+        if found is None:
+            found = self.connect(lane, journey.patience)
+        elif turn is None:
+            return found  # looked at already
+        if found.is_usable():
+            return found
+        # It ended before anything was sent over it: this thread came to its turn late.
+        found.close()
+        return self.connect(found.lane, journey.patience)
 
     def _take(
         self, lane: Lane[Connection], takes: Callable[[Lane[Any]], bool]

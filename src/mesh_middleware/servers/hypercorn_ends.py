@@ -8,7 +8,9 @@ the request that is on its way is lost, sometimes with the answer before it (TCP
 that is closed with something unread). Here HTTP/2 says GOAWAY first, answers what it has begun, and
 refuses the rest in words by which every client may send it again; HTTP/1.1 says with its last
 answer that it is the last; and an idle connection is closed a moment later, so that what was on its
-way is heard. Knows nothing of the mesh.
+way is heard. A connection that was idle for too long is closed only when nothing has come over it
+meanwhile: a worker that was late finds its timers before what its sockets have. Knows nothing of
+the mesh.
 
 Source: RFC 9113, 6.8 and 8.7; RFC 9112, 9.6.
 """
@@ -16,6 +18,7 @@ Source: RFC 9113, 6.8 and 8.7; RFC 9112, 9.6.
 from __future__ import annotations
 
 import math
+import select
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from functools import partial
@@ -89,22 +92,64 @@ def close_in_order(server: Any) -> None:
             waits = True
             # What is on its way just now has a right to be sent again.
             await _say_goaway(inner, inner.connection.highest_inbound_stream_id)
+        # Once a request is answered, the connection is idle again, and comes here again.
         if waits and await _is_used_again(self, inner):
-            return  # once that is answered, it is idle again, and comes here again
+            return
+        if has_unread(self) and await _is_used_again(self, inner):
+            return  # it came in time; that the worker is late is not its fault
         _hear_no_more(self.protocol)
         await original(self)
 
     server._initiate_server_close = _initiate_server_close
 
 
+def socket_of(server: Any) -> Any:
+    """
+    Tell the socket of a connection.
+
+    Args:
+        server: Hypercorn's object for the connection.
+    """
+    if hasattr(server, "writer"):
+        return server.writer.get_extra_info("socket")
+    return getattr(server.stream, "transport_stream", server.stream).socket
+
+
+def has_unread(server: Any) -> bool:
+    """
+    Tell whether something has come that the worker has not read yet.
+
+    Args:
+        server: Hypercorn's object for the connection.
+    """
+    if getattr(server, "mesh_left", False) or _is_closing(server):
+        return False
+    if hasattr(server, "reader") and server.reader._buffer:
+        return True
+    plain = socket_of(server)
+    poll = select.poll()
+    poll.register(plain, select.POLLIN)
+    return any(events & select.POLLIN for _, events in poll.poll(0))
+
+
+def _is_closing(server: Any) -> bool:
+    if hasattr(server, "writer"):
+        return bool(server.writer.transport.is_closing())
+    return bool(socket_of(server).fileno() < 0)
+
+
 async def _is_used_again(server: Any, inner: Any) -> bool:
+    before = inner.keep_alive_requests
+
+    def used() -> bool:
+        # One that was answered between two looks was a use, too.
+        return _is_used(inner) or inner.keep_alive_requests != before
+
     for _ in range(round(LINGER / LOOK_EVERY)):
-        if getattr(server, "mesh_left", False):
+        if used() or getattr(server, "mesh_left", False):
             break
-        if _is_used(inner):
-            return True
         await server.context.sleep(LOOK_EVERY)
-    return _is_used(inner)
+    return used()
 
 
 def _is_used(inner: Any) -> bool:

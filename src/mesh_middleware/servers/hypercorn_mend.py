@@ -26,7 +26,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from .hypercorn_ends import close_in_order, end_in_order, reset, say_the_last
+from .hypercorn_ends import close_in_order, end_in_order, reset, say_the_last, socket_of
 from .hypercorn_idle import end_idle, forget_closed, time_lightly, time_what_is_idle
 
 _log = logging.getLogger("mesh_middleware.server")
@@ -186,16 +186,10 @@ def _end_in_time(server: Any) -> None:
     original = server.run
 
     async def run(self: Any) -> None:
-        _open_of(self.context, self.config.graceful_timeout)[self] = _socket_of(self)
+        _open_of(self.context, self.config.graceful_timeout)[self] = socket_of(self)
         await original(self)
 
     server.run = run
-
-
-def _socket_of(server: Any) -> Any:
-    if hasattr(server, "writer"):
-        return server.writer.get_extra_info("socket")
-    return getattr(server.stream, "transport_stream", server.stream).socket
 
 
 def _open_of(context: Any, term: float) -> _Open:
