@@ -17,7 +17,10 @@ from .config import Settings
 from .identity import ServiceId
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .resolve import Upstream
+    from .routing.report import AttemptReport
     from .upstreams import UpstreamWatch
     from .watched import Watched
 
@@ -34,6 +37,11 @@ class Calling(ABC):
     @abstractmethod
     def client_context(self, expected: ServiceId) -> ssl.SSLContext:
         """The context for connections to one identity."""
+
+    @property
+    @abstractmethod
+    def attempt_told(self) -> Callable[[AttemptReport], None] | None:
+        """Hears of each attempt; ``None`` when nobody does."""
 
     @abstractmethod
     def _watch(self) -> Watched:
@@ -92,7 +100,8 @@ class Calling(ABC):
         """
         from .raw import open_stream
 
-        return await open_stream(self.upstream(name), self.client_context, timeout)
+        upstream = self.upstream(name)
+        return await open_stream(upstream, self.client_context, timeout, self.attempt_told)
 
     def connect_socket(self, name: str, *, timeout: float = CONNECT_TIMEOUT) -> ssl.SSLSocket:
         """
@@ -103,4 +112,4 @@ class Calling(ABC):
         """
         from .raw import open_socket
 
-        return open_socket(self.upstream(name), self.client_context, timeout)
+        return open_socket(self.upstream(name), self.client_context, timeout, self.attempt_told)

@@ -21,8 +21,9 @@ from typing import Any, NoReturn
 from .exceptions import NotReadyError, ResolveError
 from .gate import GateError
 from .identity import ServiceId
-from .resolve import sni
+from .resolve import Upstream, sni
 from .routing.calls import Attempt, Call, Outcome
+from .routing.report import AttemptReport
 from .routing.trip import Trip
 from .upstreams import UpstreamWatch
 
@@ -30,10 +31,11 @@ STREAM_LIMIT = 64 * 1024
 """Bytes read ahead. Source: asyncio's default."""
 
 Contexts = Callable[[ServiceId], ssl.SSLContext]
+Told = Callable[[AttemptReport], None] | None
 
 
 async def open_stream(
-    upstream: UpstreamWatch, contexts: Contexts, within: float
+    upstream: UpstreamWatch, contexts: Contexts, within: float, told: Told = None
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """
     Connect for asyncio.
@@ -42,6 +44,7 @@ async def open_stream(
         upstream: who is called.
         contexts: gives the TLS context for an identity.
         within: seconds, all attempts together.
+        told: hears of each attempt.
 
     Raises:
         NoHealthyInstanceError: there is none.
@@ -53,11 +56,11 @@ async def open_stream(
         with contextlib.suppress(ResolveError):
             # A chain may know another place; the course says when there is none.
             await upstream.wait_async(within)
-        trip = _begin(upstream, within)
+        tries = _Tries(upstream, within, told)
         while True:
-            attempt = _next(trip)
+            attempt = tries.next()
             reader = asyncio.StreamReader(STREAM_LIMIT, loop)
-            protocol = _Protocol(reader, trip)
+            protocol = _Protocol(reader, tries.trip)
             try:
                 # One silent instance must not use up the time of all attempts.
                 async with asyncio.timeout(attempt.connect_timeout):
@@ -69,15 +72,17 @@ async def open_stream(
                         server_hostname=sni(attempt.endpoint.expected) or attempt.endpoint.host,
                     )
             except BaseException as error:
-                pause = _failed(trip, error)
+                pause = tries.failed(error)
                 await asyncio.sleep(pause)
                 continue
-            _heard(trip, Outcome("answer", 200))
+            tries.opened()
             protocol.count()
             return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
 
 
-def open_socket(upstream: UpstreamWatch, contexts: Contexts, timeout: float) -> ssl.SSLSocket:
+def open_socket(
+    upstream: UpstreamWatch, contexts: Contexts, timeout: float, told: Told = None
+) -> ssl.SSLSocket:
     """
     Connect for blocking code; as `open_stream`. The socket keeps no timeout.
 
@@ -87,17 +92,17 @@ def open_socket(upstream: UpstreamWatch, contexts: Contexts, timeout: float) -> 
     until = time.monotonic() + timeout
     with contextlib.suppress(ResolveError):
         upstream.wait(timeout)
-    trip = _begin(upstream, until - time.monotonic())
+    tries = _Tries(upstream, until - time.monotonic(), told)
     while True:
-        attempt = _next(trip)
+        attempt = tries.next()
         try:
             found = _dial(attempt, contexts, until)
         except BaseException as error:
-            time.sleep(_failed(trip, error))
+            time.sleep(tries.failed(error))
             continue
-        _heard(trip, Outcome("answer", 200))
+        tries.opened()
         # An SSLSocket has no moment of closing of its own that anybody could hear of.
-        weakref.finalize(found, lambda: trip.close(time.monotonic()))
+        weakref.finalize(found, tries.close)
         found.settimeout(None)
         return found
 
@@ -116,38 +121,67 @@ def _dial(attempt: Attempt, contexts: Contexts, until: float) -> ssl.SSLSocket:
         raise
 
 
-def _begin(upstream: UpstreamWatch, timeout: float) -> Trip:
-    if upstream.endpoints is None:
-        raise NotReadyError(f"{upstream}: {upstream.why}")
-    now = time.monotonic()
-    # Nothing has been said yet when a connection fails: whoever it is, another may be tried.
-    call = Call("CONNECT", b"", deadline=now + timeout)
-    return upstream.course.begin(call, now, random.random())
+class _Tries:
+    """The attempts of one connection; as `httpx.journey` has those of a request."""
 
+    def __init__(self, upstream: UpstreamWatch, timeout: float, told: Told) -> None:
+        if upstream.endpoints is None:
+            raise NotReadyError(f"{upstream}: {upstream.why}")
+        name = Upstream(upstream.name, upstream.datacenter, kind=upstream.kind)
+        self._name, self._told, self._began = str(name), told, time.monotonic()
+        # Nothing has been said yet when a connection fails: whoever it is, another may be tried.
+        call = Call("CONNECT", b"", deadline=self._began + timeout)
+        self.trip: Trip = upstream.course.begin(call, self._began, random.random())
+        self._attempt: Attempt
 
-def _next(trip: Trip) -> Attempt:
-    try:
-        return trip.next(time.monotonic(), random.random())
-    except BaseException:
-        trip.close(time.monotonic())
-        raise
+    def next(self) -> Attempt:
+        """Learn whom to try."""
+        self._began = time.monotonic()
+        try:
+            self._attempt = self.trip.next(self._began, random.random())
+        except BaseException:
+            self.trip.close(time.monotonic())
+            raise
+        return self._attempt
 
+    def opened(self) -> None:
+        """There is a connection."""
+        self._heard(Outcome("answer", 200), None)
 
-def _heard(trip: Trip, outcome: Outcome) -> float | None:
-    return trip.heard(outcome, time.monotonic(), random.random())
+    def failed(self, error: BaseException) -> float:
+        """Tell the trip; returns the pause before the next attempt, or raises what happened."""
+        refused = isinstance(error, (GateError, ssl.SSLCertVerificationError))
+        kind = Outcome("refused" if refused else "connect_failure", sent=False)
+        if not isinstance(error, OSError):
+            kind = Outcome("given_up", sent=False)
+        pause = self._heard(kind, error)
+        if pause is None:
+            self.trip.close(time.monotonic())
+            _raise(error)
+        return pause
 
+    def close(self) -> None:
+        """The connection is over."""
+        self.trip.close(time.monotonic())
 
-def _failed(trip: Trip, error: BaseException) -> float:
-    """Tell the trip; returns the pause before the next attempt, or raises what happened."""
-    refused = isinstance(error, (GateError, ssl.SSLCertVerificationError))
-    kind = Outcome("refused" if refused else "connect_failure", sent=False)
-    if not isinstance(error, OSError):
-        kind = Outcome("given_up", sent=False)
-    pause = _heard(trip, kind)
-    if pause is None:
-        trip.close(time.monotonic())
-        _raise(error)
-    return pause
+    def _heard(self, outcome: Outcome, error: BaseException | None) -> float | None:
+        now, attempt = time.monotonic(), self._attempt
+        pause = self.trip.heard(outcome, now, random.random())
+        if self._told is not None:
+            self._told(
+                AttemptReport(
+                    self._name,
+                    "CONNECT",
+                    attempt.endpoint,
+                    attempt.number,
+                    outcome.kind,
+                    seconds=now - self._began,
+                    final=pause is None,
+                    to=attempt.to,
+                    error="" if error is None else type(error).__name__,
+                )
+            )
+        return pause
 
 
 def _raise(error: BaseException) -> NoReturn:

@@ -108,11 +108,25 @@ class StaticResolver:
         Look *upstream* up by its name.
 
         Raises:
-            ResolveError: the name is unknown, or names a prepared query.
+            ResolveError: the name is unknown, names a prepared query, or another datacenter,
+                namespace or partition than the table's instances are in.
         """
-        if upstream.kind == "query" or upstream.name not in self._endpoints:
+        known = self._endpoints.get(upstream.name)
+        if known is None or upstream.kind == "query":
             raise ResolveError(f"{upstream}: no such upstream in the static table")
-        return self._endpoints[upstream.name]
+        found = tuple(one for one in known if _is_there(upstream, one.expected))
+        if known and not found:
+            raise ResolveError(f"{upstream}: the static table has it elsewhere")
+        return found
+
+
+def _is_there(upstream: Upstream, expected: ServiceId) -> bool:
+    # Only what the name says counts: one without a datacenter means whatever the table has.
+    return (
+        upstream.datacenter in (None, expected.datacenter)
+        and upstream.namespace in ("default", expected.namespace)
+        and upstream.partition in ("default", expected.partition)
+    )
 
 
 def parse_upstream(host: str, *, domain: str = "consul", datacenter: str | None = None) -> Upstream:

@@ -19,7 +19,9 @@ SUITES = [
     "test_awkward.py",
     "test_cancel.py",
     "test_connections.py",
+    "test_deadlines.py",
     "test_door.py",
+    "test_errors.py",
     "test_leaks.py",
 ]
 

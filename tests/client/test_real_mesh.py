@@ -15,13 +15,14 @@ from typing import Any
 import httpx
 import pytest
 
-from mesh_middleware import Client, Mesh
+from mesh_middleware import Client, Mesh, hookimpl
 from mesh_middleware.dev import DevAgent
 from mesh_middleware.exceptions import ConfigError
 from mesh_middleware.exceptions import NoHealthyInstanceError as NobodyError
 from mesh_middleware.httpx import MeshNotReadyError, NoHealthyInstanceError
 from mesh_middleware.mesh import set_default_mesh
 from mesh_middleware.routing import Call
+from mesh_middleware.routing.report import AttemptReport
 from mesh_middleware.watched import IDLE_FOR
 
 from ..support.servers import until
@@ -310,6 +311,40 @@ def test_a_silent_instance_does_not_use_up_the_time_of_a_raw_connection(
                 assert connection.recv(4) == b"ping"
             del connection
         assert watched.state.outstanding == 0
+
+
+def test_raw_connections_are_told_to_plugins(
+    mesh_agent: DevAgent, join: Callable[..., Mesh]
+) -> None:
+    """Each attempt, as those of requests are; also the one that reached nobody."""
+    told: list[AttemptReport] = []
+
+    class Plugin:
+        @hookimpl
+        def mesh_attempt(self, attempt: AttemptReport) -> None:
+            told.append(attempt)
+
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    where = {"Address": "127.0.0.1", "Port": port, "Connect": {"Native": True}}
+    mesh_agent.register({"Name": "gone", "ID": "gone-1", **where})
+    mesh = Mesh("order", agent=mesh_agent.url, register=False, plugins=(Plugin(),))
+
+    async def ask() -> None:
+        _, writer = await mesh.connect("db", timeout=PATIENCE)
+        writer.close()
+        await writer.wait_closed()
+
+    with served(join, "db", answering()), mesh:
+        assert mesh.wait_for(lambda snapshot: snapshot.ready, PATIENCE)
+        mesh.connect_socket("db", timeout=PATIENCE).close()
+        asyncio.run(ask())
+        with pytest.raises(ConnectionRefusedError):
+            mesh.connect_socket("gone", timeout=PATIENCE)
+    found = [(one.upstream, one.method, one.kind, one.final, one.error) for one in told]
+    well = ("db.service", "CONNECT", "answer", True, "")
+    refused = ("gone.service", "CONNECT", "connect_failure", True, "ConnectionRefusedError")
+    assert found == [well, well, refused]
 
 
 def test_an_upstream_that_was_let_go_is_found_again(

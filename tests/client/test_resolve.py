@@ -273,3 +273,19 @@ def test_the_static_resolver_knows_what_it_was_given() -> None:
     for upstream in (Upstream("other"), Upstream("tax", kind="query")):
         with pytest.raises(ResolveError, match="no such upstream"):
             resolver.resolve(upstream)
+
+
+def test_the_static_resolver_gives_nobody_from_elsewhere() -> None:
+    """Who names a datacenter, namespace or partition is not given an instance of another."""
+    here, there = (Endpoint("10.0.0.1", 80, service_id("tax", dc)) for dc in ("dc1", "dc2"))
+    resolver = StaticResolver({"tax": [here, there], "none": []})
+    assert tuple(resolver.resolve(Upstream("tax"))) == (here, there)
+    assert tuple(resolver.resolve(Upstream("tax", "dc2"))) == (there,)
+    assert tuple(resolver.resolve(Upstream("none", "dc2"))) == ()
+    for upstream in (
+        Upstream("tax", "dc3"),
+        Upstream("tax", namespace="team"),
+        Upstream("tax", partition="eu"),
+    ):
+        with pytest.raises(ResolveError, match="elsewhere"):
+            resolver.resolve(upstream)

@@ -19,7 +19,7 @@ class AttemptReport:
 
     Args:
         upstream: name that was called.
-        method: of the request.
+        method: of the request; ``CONNECT`` for a raw connection.
         endpoint: the instance, and who has to answer there.
         number: 1 for the first attempt of a call.
         kind: as `calls.Outcome`: ``answer``, ``connect_failure``, ``refused``, ``reset``,
