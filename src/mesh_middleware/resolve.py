@@ -48,8 +48,16 @@ class Upstream:
     kind: UpstreamKind = "service"
 
     def __str__(self) -> str:
-        where = "" if self.datacenter is None else f".{self.datacenter}"
-        return f"{self.name}.{self.kind}{where}"
+        return f"{self.name}.{self.kind}{self.where}"
+
+    @property
+    def where(self) -> str:
+        """What its name says of datacenter and scopes, as a name has it; empty without."""
+        scopes = {"ns": self.namespace, "ap": self.partition}
+        named = "".join(f".{one}.{mark}" for mark, one in scopes.items() if one != "default")
+        if self.datacenter is None:
+            return named
+        return f"{named}.{self.datacenter}.dc" if named else f".{self.datacenter}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,7 +56,7 @@ class UpstreamWatch:
         """Whether nobody watches any more because nobody called; the next call watches anew."""
 
     def __str__(self) -> str:
-        return self.name if self.datacenter is None else f"{self.name}.{self.datacenter}"
+        return f"{self.name}{self._upstream.where}"
 
     @property
     def question(self) -> wire.Question:

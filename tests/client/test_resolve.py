@@ -18,6 +18,7 @@ from mesh_middleware.resolve import (
     parse_query,
     parse_upstream,
 )
+from mesh_middleware.upstreams import UpstreamWatch
 
 from .support import TRUST_DOMAIN, service_id
 
@@ -273,6 +274,23 @@ def test_the_static_resolver_knows_what_it_was_given() -> None:
     for upstream in (Upstream("other"), Upstream("tax", kind="query")):
         with pytest.raises(ResolveError, match="no such upstream"):
             resolver.resolve(upstream)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tax.service",
+        "tax.service.dc2",
+        "tax.service.team.ns",
+        "tax.service.eu.ap",
+        "tax.service.team.ns.eu.ap.dc2.dc",
+    ],
+)
+def test_an_upstream_is_told_as_it_was_named(name: str) -> None:
+    """Two scopes are two upstreams in errors, pools and logs."""
+    upstream = parse_upstream(f"{name}.consul")
+    assert str(upstream) == name
+    assert str(UpstreamWatch(upstream)) == name.replace(".service", "")
 
 
 def test_the_static_resolver_gives_nobody_from_elsewhere() -> None:
