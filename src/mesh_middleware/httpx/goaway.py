@@ -21,6 +21,8 @@ HEAD = 9
 MAX_KEPT = 16384
 """Bytes of a frame that is looked into at most: the largest that we allow a peer."""
 DATA, HEADERS, RST_STREAM, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0x0, 0x1, 0x3, 0x7, 0x8, 0x9
+NOTHING = 0xFE
+"""A kind that nobody knows, and everybody ignores. Source: RFC 9113, 5.5."""
 END_STREAM, END_HEADERS = 0x1, 0x4
 REFUSED_STREAM, CANCEL = 0x7, 0x8
 """Error codes: nothing was processed; nobody wants it any more. Source: RFC 9113, 7."""
@@ -134,10 +136,24 @@ class Frames:
         self._told = self.last
         return b""
 
+    @property
+    def uploading(self) -> bool:
+        """Whether a body is on its way."""
+        return bool(self._uploading)
+
+    def nothing(self) -> bytes:
+        """What means nothing to the library; empty where it must not stand."""
+        return b"" if self._in_the_middle else _frame(NOTHING, 0, 0)
+
+    @property
+    def _in_the_middle(self) -> bool:
+        # What was given last was half of a frame, or of a block of headers.
+        return self._passing > 0 or self._in_headers
+
     def resets(self) -> bytes:
         """Tell the library of the streams that will not be answered, each once; else empty."""
-        if self._passing or self._in_headers:
-            return b""  # what was given last was half of a frame, or of a block of headers
+        if self._in_the_middle:
+            return b""
         told, self._cancelled = self._cancelled, b""
         return told + self._refusals()
 

@@ -14,6 +14,8 @@ from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import anyio
+
 from .goaway import Frames
 from .library import httpx
 from .pool import retirement
@@ -222,6 +224,7 @@ class _AsyncFramed(_AsyncWrapped):
     def __init__(self, stream: httpcore.AsyncNetworkStream, frames: Frames, *, trio: bool) -> None:
         super().__init__(stream)
         self._frames, self._writing = frames, Writing(stream, trio=trio)
+        self._looked: dict[int, int] = {}
 
     async def write(
         self,
@@ -242,7 +245,7 @@ class _AsyncFramed(_AsyncWrapped):
     ) -> bytes:
         frames, until = self._frames, None if timeout is None else time.monotonic() + timeout
         while True:
-            if resets := frames.resets():
+            if resets := frames.resets() or self._look_again():
                 return resets
             left = None if until is None else max(0.0, until - time.monotonic())
             try:
@@ -255,6 +258,22 @@ class _AsyncFramed(_AsyncWrapped):
                 return data
             if seen := frames.take(data):
                 return seen
+
+    def _look_again(self) -> bytes:
+        """
+        Have a task see once what others have read, before it waits here for more.
+
+        httpcore's uploads do not: one that waits for room, and for its turn to read, would wait
+        for ever where the room came to another's turn.
+        """
+        if not self._frames.uploading:
+            self._looked.clear()
+            return b""
+        task, heard = anyio.get_current_task().id, self._frames.heard
+        if self._looked.get(task) == heard:
+            return b""
+        self._looked[task] = heard
+        return self._frames.nothing()
 
 
 def make_pool(
