@@ -20,6 +20,7 @@ from anyio import to_thread
 
 from mesh_middleware.httpx import AsyncClient, Client, MeshNotReadyError
 from mesh_middleware.identity import ServiceId
+from mesh_middleware.routing.report import AttemptReport
 
 from .driver import OWN, Driver, Session, drivers
 from .support import (
@@ -583,31 +584,42 @@ def test_a_body_of_another_length_than_told_is_an_error(
         assert client.get("https://tax/").status_code == 200
 
 
+MINE = [KeyError, httpx.ReadError, httpx.WriteError, httpx.ReadTimeout, httpx.ConnectError]
+
+
+@pytest.mark.parametrize("http2", [False, True], ids=["ours", "stock"])
+@pytest.mark.parametrize("kind", MINE, ids=[one.__name__ for one in MINE])
 def test_a_body_that_raises_ends_the_connection(
-    authority: Authority, mesh: StaticMesh, driver: Driver
+    authority: Authority, mesh: StaticMesh, driver: Driver, kind: type[Exception], http2: bool
 ) -> None:
-    """An error in the caller's own iterator is the caller's, and leaves no half request behind."""
+    """An error in the caller's own iterator is the caller's, also one of httpx, where it passes on
+    what another upstream sends; no half request stays behind, and no instance is to blame."""
 
     def broken() -> Iterator[bytes]:
         yield b"x"
-        raise KeyError("mine")
+        raise kind("mine")
 
     async def abroken() -> AsyncIterator[bytes]:
         yield b"x"
-        raise KeyError("mine")
+        raise kind("mine")
 
-    ended = threading.Event()
+    ended, told = threading.Event(), list[AttemptReport]()
+    mesh.attempt_told = told.append
 
     def script(wire: Wire) -> None:
         wire.read_to_end()
         ended.set()
 
-    with serving(authority, script) as server, driver.client(mesh, limits=_limits(1)) as client:
+    options: Any = {"limits": _limits(1), "http2": http2}
+    with serving(authority, script) as server, driver.client(mesh, **options) as client:
         mesh.tell("tax", server.endpoint("tax"))
-        with pytest.raises(KeyError, match="mine"):
+        with pytest.raises(kind, match="mine") as caught:
             content: Any = abroken() if driver.is_async else broken()
             client.request("POST", "https://tax/", content=content)
         assert ended.wait(PATIENCE)
+    assert not hasattr(caught.value, "__notes__")
+    assert [(one.kind, one.error) for one in told] == [("given_up", kind.__name__)]
+    assert mesh.watch_upstream("tax").course.look(0.0).instances[0].failures == 0
 
 
 @pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])

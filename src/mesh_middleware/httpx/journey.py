@@ -21,6 +21,7 @@ from ..routing.retries import read_retry_after
 from ..trace import current_trace
 from .carrier import Answer, Patience
 from .denial import MeshInfo, MeshResponse, is_denial
+from .drawn import BodyError
 from .errors import (
     MeshConnectError,
     MeshConnectTimeout,
@@ -143,7 +144,7 @@ class Journey:
         """
         note_where(error, self.target.name, self.instance, self.attempt.number)
         outcome = _outcome(error, self.outgoing.sent)
-        pause = self._tell(outcome, error)
+        pause = self._tell(outcome, error.error if isinstance(error, BodyError) else error)
         if pause is None or not self._may_go_again(outcome.sent):
             self.end()
             return None

@@ -70,7 +70,7 @@ def _direct(journey: Journey, trace: Any) -> httpx.Request:
         request.method,
         url,
         headers=journey.outgoing.aimed or journey.outgoing.fields,
-        stream=_within(request.stream, patience),
+        stream=_within(journey.outgoing.stream or request.stream, patience),
         extensions=extensions,
     )
 
@@ -103,8 +103,7 @@ class _Upload(httpx.SyncByteStream, httpx.AsyncByteStream):
                 yield part
         finally:
             # What is left of a generator is trio's to complain about.
-            if hasattr(parts, "aclose"):
-                await parts.aclose()
+            await parts.aclose()
 
 
 def _raise(error: BaseException, sending: Sending, journey: Journey) -> None:

@@ -23,6 +23,7 @@ from ..resolve import Resolver
 from ..routing.chain import Retries
 from .aio import AsyncCarrier
 from .denial import MAX_DENIAL_BYTES, MeshResponse, may_be_denial
+from .drawn import BodyError
 from .journey import MAX_HELD_BYTES, Journey, mark
 from .library import httpx
 from .redirects import keep_inside
@@ -113,6 +114,9 @@ class MeshTransport(httpx.BaseTransport):
                     self._judge(response, MAX_DENIAL_BYTES)
                 elif journey.waits_for_body(answer, response):
                     self._judge(response, MAX_HELD_BYTES)
+            except BodyError as error:
+                journey.lost(error)
+                raise error.error from error.error.__cause__
             except BaseException as error:
                 pause = journey.lost(error)
                 if pause is None:
@@ -239,6 +243,9 @@ class AsyncMeshTransport(httpx.AsyncBaseTransport):
                     await self._judge(response, MAX_DENIAL_BYTES)
                 elif journey.waits_for_body(answer, response):
                     await self._judge(response, MAX_HELD_BYTES)
+            except BodyError as error:
+                journey.lost(error)
+                raise error.error from error.error.__cause__
             except BaseException as error:
                 pause = journey.lost(error)
                 if pause is None:

@@ -14,6 +14,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from .drawn import Drawn
 from .library import httpx
 
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -94,7 +95,7 @@ class Outgoing:
         self.stream: Any = None
         self.body: bytes | None = b""
         if not isinstance(request.stream, httpx.ByteStream):
-            self.stream, self.body = request.stream, None
+            self.stream, self.body = Drawn(request.stream), None
         elif content := b"".join(request.stream):
             self.body = self.frame(content) + self.finish()
         else:
