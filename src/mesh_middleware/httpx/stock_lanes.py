@@ -93,6 +93,8 @@ class Lane:
         self.calls = self.count = 0
         self.retired = self.broken = False
         self.idle_since = 0.0
+        self.idle_heard = -1
+        """What its connection had heard when it was idle last."""
         self.first: Sending | None = None
         """The call that makes the connection, until it is sent."""
         self._known = known
@@ -135,7 +137,7 @@ class Sending:
 
     Args:
         lane: the lane.
-        idle: whether the lane's connection, an older one, was idle when it came.
+        idle: whether nothing came over the lane's connection, an older one, since it was idle.
     """
 
     def __init__(self, lane: Lane, idle: bool) -> None:
@@ -252,7 +254,8 @@ class Lanes:
                 self._forget_idle(now, closed)
                 found = Lane(*self._make(key), generation)
                 self._lanes.setdefault(key, []).append(found)
-            idle = found.count > 0 and not found.calls
+            # Also beside others that came since: none of them has heard anything.
+            idle = found.frames is not None and found.frames.heard == found.idle_heard
             found.calls += 1
             found.count += 1
             return Sending(found, idle), closed
@@ -265,6 +268,8 @@ class Lanes:
             lane.idle_since = self._clock()
             if lane.calls:
                 return closed
+            if lane.frames is not None:
+                lane.idle_heard = lane.frames.heard
             if lane.retired:
                 self._draining.discard(lane)
                 return [lane]
