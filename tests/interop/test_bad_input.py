@@ -6,6 +6,7 @@ import json
 import re
 import ssl
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -51,6 +52,29 @@ def test_no_service_name_fails_with_several_workers(serve: Serve) -> None:
     server = serve(STARLETTE, {}, workers=2, listeners=0)
     assert server.wait_end() != 0
     assert {"no service name" in line for line in server.lines} == {True}
+
+
+SLOW_TO_START = """
+import os
+import select
+import sys
+
+if "--multiprocessing-fork" in sys.orig_argv:
+    try:
+        os.close(os.open(os.environ["FIRST"], os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        select.select([os.pidfd_open(os.getppid())], [], [])
+"""
+"""All workers but the first start when their parent has ended."""
+
+
+def test_a_worker_that_starts_too_late_is_not_heard(serve: Serve, tmp_path: Path) -> None:
+    """The other has failed, and with it the command, before this one has begun."""
+    (tmp_path / "late").mkdir()
+    (tmp_path / "late" / "sitecustomize.py").write_text(SLOW_TO_START)
+    variables = {"PYTHONPATH": str(tmp_path / "late"), "FIRST": str(tmp_path / "first")}
+    server = serve(STARLETTE, {}, workers=3, listeners=0, environment=variables)
+    assert "no service name" in only_line(server)
 
 
 def test_flask_may_name_the_service_itself(serve: Serve, agent: DevAgent) -> None:

@@ -29,6 +29,7 @@ import threading
 import time
 from collections.abc import Callable
 from multiprocessing.synchronize import SemLock
+from pathlib import Path
 from typing import Any, NoReturn
 
 from ..config import Settings, load_settings, offered_options
@@ -389,8 +390,22 @@ def _fail_parent(event: Any) -> None:
     command = os.path.basename(sys.argv[0]) == "hypercorn"
     if parent is None or not command or os.getppid() != parent.pid:
         return
+    others = _siblings(parent.pid)
+    os.kill(parent.pid, signal.SIGUSR1)
+    for pid in others:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
     _forget_semaphores(event)
-    os.kill(os.getppid(), signal.SIGUSR1)
+
+
+def _siblings(parent: int) -> list[int]:
+    # The other workers of the command. One that is slow to start would find no semaphores any more,
+    # and say so in ten lines; those that have started know what this signal means.
+    try:
+        told = Path(f"/proc/{parent}/task/{parent}/children").read_text()
+    except OSError:
+        return []
+    return [pid for pid in map(int, told.split()) if pid != os.getpid()]
 
 
 def _forget_semaphores(event: Any) -> None:
