@@ -260,6 +260,7 @@ class Wire:
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.buffer = b""
+        self._left = False
 
     def read_until(self, mark: bytes) -> bytes:
         """Read up to and including *mark*; shorter when the other end closed."""
@@ -302,9 +303,13 @@ class Wire:
         return data
 
     def send(self, data: bytes) -> None:
-        """Send *data*; a client that has seen enough may have hung up."""
-        with suppress(ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError):
+        """Send *data*; a client that has seen enough may have hung up, and hears nothing more."""
+        if self._left:
+            return  # OpenSSL would complain of a second try with something else
+        try:
             self.sock.sendall(data)
+        except (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError):
+            self._left = True
 
     def _recv(self) -> bytes:
         try:
