@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 
 import pytest
 from h2.errors import ErrorCodes
@@ -41,39 +42,46 @@ MALFORMED = {
 }
 
 
-@pytest.mark.parametrize("odd", MALFORMED.values(), ids=MALFORMED)
+def send(connection: Http2, stream: int, head: dict[bytes, bytes], *, whole: bool) -> None:
+    """Begin a request."""
+    connection._h2.send_headers(stream, sorted(head.items()), end_stream=whole)
+    connection._flush()
+
+
+async def ask_beside(
+    odd: dict[bytes, bytes], port: int, tls: ssl.SSLContext
+) -> list[tuple[type, int]]:
+    """Ask in stream 1, and what is odd in 3 and 5; returns what became of each, to the end."""
+    async with connect("h2", port, tls) as connection:
+        assert isinstance(connection, Http2)
+        connection._h2.config.validate_outbound_headers = False
+        send(connection, 1, NOTHING_ODD, whole=False)
+        send(connection, 3, odd, whole=True)
+        seen: list[tuple[type, int]] = []
+        while data := await connection._reader.read(65536):
+            for event in connection._h2.receive_data(data):
+                if isinstance(event, StreamReset):
+                    assert event.error_code == ErrorCodes.PROTOCOL_ERROR
+                if not isinstance(event, StreamReset | StreamEnded | ConnectionTerminated):
+                    continue
+                seen.append((type(event), getattr(event, "stream_id", 0)))
+                if seen == [(StreamReset, 3)]:
+                    connection._h2.end_stream(1)
+                    connection._flush()
+                elif seen == [(StreamReset, 3), (StreamEnded, 1)]:
+                    send(connection, 5, odd, whole=True)
+        return seen
+
+
 @pytest.mark.parametrize("worker", ["asyncio", "trio"])
-def test_a_malformed_request_ends_alone(
-    worker: str, odd: dict[bytes, bytes], agent: DevAgent, serve: Serve
-) -> None:
+def test_a_malformed_request_ends_alone(worker: str, agent: DevAgent, serve: Serve) -> None:
     """Who waits for an answer beside it gets it; and a connection of nothing else is idle."""
+    tls = outsider_context(caller(agent).pem, alpn="h2")
 
-    def send(connection: Http2, stream: int, head: dict[bytes, bytes], *, whole: bool) -> None:
-        connection._h2.send_headers(stream, sorted(head.items()), end_stream=whole)
-        connection._flush()
-
-    async def ask() -> list[tuple[type, int]]:
-        tls = outsider_context(caller(agent).pem, alpn="h2")
-        async with connect("h2", server.port(), tls) as connection:
-            assert isinstance(connection, Http2)
-            connection._h2.config.validate_outbound_headers = False
-            send(connection, 1, NOTHING_ODD, whole=False)
-            send(connection, 3, odd, whole=True)
-            seen: list[tuple[type, int]] = []
-            while data := await connection._reader.read(65536):
-                for event in connection._h2.receive_data(data):
-                    if isinstance(event, StreamReset):
-                        assert event.error_code == ErrorCodes.PROTOCOL_ERROR
-                    if not isinstance(event, StreamReset | StreamEnded | ConnectionTerminated):
-                        continue
-                    seen.append((type(event), getattr(event, "stream_id", 0)))
-                    if seen == [(StreamReset, 3)]:
-                        connection._h2.end_stream(1)
-                        connection._flush()
-                    elif seen == [(StreamReset, 3), (StreamEnded, 1)]:
-                        send(connection, 5, odd, whole=True)
-            return seen
+    async def ask() -> list[list[tuple[type, int]]]:
+        asked = (ask_beside(odd, server.port(), tls) for odd in MALFORMED.values())
+        return await asyncio.wait_for(asyncio.gather(*asked), PATIENCE)
 
     server = serve(APP, worker_class=worker, keep_alive_timeout=0.3)
-    seen = asyncio.run(asyncio.wait_for(ask(), PATIENCE))
-    assert seen == [(StreamReset, 3), (StreamEnded, 1), (StreamReset, 5), (ConnectionTerminated, 0)]
+    told = [(StreamReset, 3), (StreamEnded, 1), (StreamReset, 5), (ConnectionTerminated, 0)]
+    assert dict(zip(MALFORMED, asyncio.run(ask()), strict=True)) == dict.fromkeys(MALFORMED, told)
