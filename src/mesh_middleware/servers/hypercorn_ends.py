@@ -43,21 +43,6 @@ def end_in_order(http2: Any, http1: Any) -> None:
     _end_late_comers(http1)
 
 
-def reset(connection: Any, stream: int, code: int) -> None:
-    """
-    Reset a stream of HTTP/2, unless its caller gave it up in the same moment.
-
-    Args:
-        connection: of h2.
-        stream: its number.
-        code: why. Source: RFC 9113, 7.
-    """
-    from h2.exceptions import StreamClosedError
-
-    with suppress(StreamClosedError):
-        connection.reset_stream(stream, code)
-
-
 def say_the_last(server: Any) -> None:
     """
     Have a connection of HTTP/1.1 say with its next answer that it is the last: the worker ends.
@@ -174,7 +159,6 @@ def _hear_no_more(protocol: Any) -> None:
 
 
 def _refuse_what_is_late(protocol: Any) -> None:
-    from h2.errors import ErrorCodes
     from h2.events import RequestReceived
 
     original = protocol._handle_events
@@ -195,7 +179,7 @@ def _refuse_what_is_late(protocol: Any) -> None:
             highest = self.connection.highest_inbound_stream_id
             await _say_goaway(self, last or max(0, min(refused, default=highest + 2) - 2))
         for stream in refused:
-            reset(self.connection, stream, ErrorCodes.REFUSED_STREAM)
+            self.connection.reset_stream(stream)
         await original(self, taken)
 
     protocol._handle_events = _handle_events
@@ -208,8 +192,19 @@ def _keep_answering(protocol: Any) -> None:
         original(self, *args, **options)
         # After its own GOAWAY h2 can neither answer nor refuse; ours is said beside it.
         self.connection.close_connection = lambda: None
+        self.connection.reset_stream = partial(_reset, self.connection.reset_stream)
 
     protocol.__init__ = __init__
+
+
+def _reset(original: Callable[[int, int], None], stream: int, code: int | None = None) -> None:
+    """Reset a stream; without a code, none of it was processed. Its caller may have, just now."""
+    from h2.errors import ErrorCodes
+    from h2.exceptions import StreamClosedError
+
+    # Hypercorn names none where the worker's end begins between two requests of one packet.
+    with suppress(StreamClosedError):
+        original(stream, ErrorCodes.REFUSED_STREAM if code is None else code)
 
 
 def _end_late_comers(protocol: Any) -> None:

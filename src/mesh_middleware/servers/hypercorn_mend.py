@@ -26,7 +26,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from .hypercorn_ends import close_in_order, end_in_order, reset, say_the_last, socket_of
+from .hypercorn_ends import close_in_order, end_in_order, say_the_last, socket_of
 from .hypercorn_idle import end_idle, forget_closed, time_lightly, time_what_is_idle
 
 _log = logging.getLogger("mesh_middleware.server")
@@ -101,7 +101,7 @@ def _refuse_malformed(protocol: Any) -> None:
             if self.stream_buffers.pop(stream, None) is not None:
                 del self.streams[stream]
                 self.priority.remove_stream(stream)
-            reset(self.connection, stream, ErrorCodes.PROTOCOL_ERROR)
+            self.connection.reset_stream(stream, ErrorCodes.PROTOCOL_ERROR)
 
     protocol._create_stream = _create_stream
 
