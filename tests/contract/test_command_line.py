@@ -171,9 +171,8 @@ def echoing(tls: ssl.SSLContext | None) -> Iterator[int]:
             try:
                 if tls is not None:
                     connection = tls.wrap_socket(connection, server_side=True)
-                line = connection.recv(1000)
-                who = uri_of(connection) if isinstance(connection, ssl.SSLSocket) else "nobody"
-                if line:
+                if line := connection.recv(1000):
+                    who = uri_of(connection) if isinstance(connection, ssl.SSLSocket) else "nobody"
                     connection.sendall(line + who.encode())
             except OSError:
                 pass
