@@ -88,6 +88,7 @@ class MeshTransport(httpx.BaseTransport):
         self._targets = Targets(mesh, resolver, domain)
         self._usual = Wishes(retries=check_retries(retries))
         self._options: dict[str, Any] = {"http1": http1, "http2": http2, "limits": limits}
+        self._lock = threading.Lock()
         self._carrier: SyncCarrier | StockCarrier | None = None
         _made.add(self)
 
@@ -134,7 +135,7 @@ class MeshTransport(httpx.BaseTransport):
     def _begin_anew(self) -> object:
         """Forget everything, in a child process; returns what was held."""
         held = (self._carrier, self._targets.forget())
-        self._carrier = None
+        self._carrier, self._lock = None, threading.Lock()
         return held
 
     def carries(self, url: httpx.URL) -> bool:
@@ -150,14 +151,19 @@ class MeshTransport(httpx.BaseTransport):
         return target
 
     def _carry(self) -> SyncCarrier | StockCarrier:
-        if self._carrier is None:
-            mesh, options = self._targets.mesh, self._options
-            self._carrier = (
-                StockCarrier(mesh, http1=options["http1"], limits=options["limits"])
-                if options["http2"]
-                else SyncCarrier(mesh, options["limits"])
-            )
-        return self._carrier
+        carrier = self._carrier
+        if carrier is None:
+            with self._lock:  # threads that come first together share one: limits are its own
+                carrier = self._carrier
+                if carrier is None:
+                    carrier = self._carrier = self._new_carrier()
+        return carrier
+
+    def _new_carrier(self) -> SyncCarrier | StockCarrier:
+        mesh, options = self._targets.mesh, self._options
+        if options["http2"]:
+            return StockCarrier(mesh, http1=options["http1"], limits=options["limits"])
+        return SyncCarrier(mesh, options["limits"])
 
     def _judge(self, response: MeshResponse, most: int) -> None:
         rest = iter(response.stream)  # type: ignore[arg-type]

@@ -280,8 +280,9 @@ class Targets:
             except ResolveError as error:
                 raise UpstreamNameError(str(error), upstream=host) from error
             self._forget_resting()
-            # Two threads may both come here; watching is idempotent, and either value will do.
-            target = self._found[host] = Target(upstream, self.mesh, self._resolver)
+            # Two threads may both come here, and watching is idempotent; but connections and their
+            # limit belong to a target, so that the first one stored is everybody's.
+            target = self._found.setdefault(host, Target(upstream, self.mesh, self._resolver))
         return target
 
     def _forget_resting(self) -> None:
