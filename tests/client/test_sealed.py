@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
 import ssl
 import threading
@@ -22,6 +23,7 @@ from .support import (
     PATIENCE,
     Authority,
     GatedContext,
+    ScriptServer,
     StaticMesh,
     Wire,
     answering,
@@ -152,6 +154,27 @@ def test_what_tls_does_not_take_at_once_is_given_again(
         mesh.tell("tax", server.endpoint("tax"))
         assert client.request("PUT", "https://tax/", content=content).status_code == 200
     assert seen == [content]
+
+
+class _Late(GatedContext.sslsocket_class):  # type: ignore[misc, name-defined]
+    """A socket whose thread comes back from the handshake when the server's tickets are there."""
+
+    def do_handshake(self, *args: Any, **options: Any) -> None:
+        super().do_handshake(*args, **options)
+        assert select.select([self], [], [], PATIENCE)[0]
+
+
+def test_tickets_do_not_cost_a_connection(
+    authority: Authority, mesh: StaticMesh, driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that hands out tickets after the handshake, as Envoy does, is dialled once."""
+    monkeypatch.setattr(GatedContext, "sslsocket_class", _Late)
+    context = server_context(authority.root_pem, authority.issue(service_id("tax").uri))
+    context.num_tickets = 2
+    with ScriptServer(context, answering()) as server, driver.client(mesh) as client:
+        mesh.tell("tax", server.endpoint("tax"))
+        assert [client.get("https://tax/").text for _ in range(3)] == ["ok"] * 3
+        assert server.connections == 1
 
 
 async def _full(client: Any) -> Any:

@@ -142,7 +142,9 @@ class Connection(Sealed):
         return not (self.torn or self.transport.is_closing() or self._poll.poll(0))
 
     async def is_alive(self) -> bool:
-        """Do as `is_usable`, where what has come may be TLS's own business."""
+        """Do as `is_usable`, where on a new connection TLS's own business may have come."""
+        if self.requests:
+            return self.is_usable()
         if self._poll.poll(0):
             for _ in range(TURNS):
                 await asyncio.sleep(0)

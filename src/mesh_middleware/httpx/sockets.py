@@ -49,6 +49,21 @@ class Connection:
         # Not looked into: half of a record may be TLS's own business, or half of a stray answer.
         return not self._poll.poll(0)
 
+    def is_alive(self) -> bool:
+        """Do as `is_usable`, where on a new connection TLS's own business may have come."""
+        if self.is_usable():
+            return True
+        if self.requests:
+            return False
+        self._set_timeout(0.0)
+        try:
+            self.sock.recv(1)
+        except ssl.SSLWantReadError:
+            return True  # tickets, as a rule
+        except OSError:
+            pass
+        return False
+
     def exchange(self, outgoing: Outgoing, patience: Patience) -> Reading:
         """
         Send a request and read the head of its answer.

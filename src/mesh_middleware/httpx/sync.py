@@ -79,7 +79,7 @@ class _Line:
             found = self.connect(lane, journey.patience)
         elif turn is None:
             return found  # looked at already
-        if found.is_usable():
+        if found.is_alive():
             return found
         # It ended before anything was sent over it: this thread came to its turn late.
         found.close()
