@@ -551,7 +551,11 @@ def test_the_time_of_a_call_holds_while_the_mesh_is_waited_for(
     ("wishes", "said"),
     [
         ({"retry": 2}, "did you mean 'retries'"),
-        ({"retries": 2}, "is no mesh_middleware.routing.chain.Retries"),
+        ({"retries": 2}, r"retries=2 is no Retries, such as .* of mesh_middleware.routing.chain"),
+        ({"retries": Retries(1, frozenset({"5XX"}))}, "no '5XX'; did you mean '5xx'"),
+        ({"retries": Retries(1, "reset")}, "on='reset'.: a set is expected"),  # type: ignore[arg-type]
+        ({"retries": Retries(1, statuses=frozenset({"503"}))}, "'503' is no number"),  # type: ignore[arg-type]
+        ({"retries": Retries(1, methods=frozenset({"post"}))}, "'post' is written 'POST'"),
         ({"timeout": "2s"}, "no number of seconds"),
         ({"timeout": float("nan")}, "no number of seconds"),
         ({"timeout": True}, "no number of seconds"),
@@ -596,7 +600,7 @@ def test_a_client_says_once_when_its_calls_are_repeated(
 def test_a_number_is_no_retries() -> None:
     """What a client cannot do is said when it is made."""
     for kind in (Client, AsyncClient):
-        with pytest.raises(ConfigError, match="is no mesh_middleware"):
+        with pytest.raises(ConfigError, match="is no Retries"):
             kind(retries=3)  # type: ignore[arg-type]
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from ..exceptions import ConfigError
 from ..misspelling import nearest
 from ..routing.chain import Retries
+from ..routing.retries import CONDITIONS
 
 KNOWN = ("timeout", "key", "source", "retries")
 
@@ -79,8 +80,24 @@ def check_retries(value: Any) -> Retries | None:
     Check what was given for retries.
 
     Raises:
-        ConfigError: it is not `Retries`.
+        ConfigError: it is not `Retries`, or names what is no condition, status or method.
     """
-    if value is not None and not isinstance(value, Retries):
-        raise ConfigError(f"retries={value!r} is no mesh_middleware.routing.chain.Retries")
+    if value is None:
+        return None
+    if not isinstance(value, Retries):
+        example = "Retries(count=2, on={'connect-failure', '5xx'})"
+        way = f"such as {example}, of mesh_middleware.routing.chain"
+        raise ConfigError(f"retries={value!r} is no Retries, {way}")
+    for part in ("on", "statuses", "methods"):
+        if not isinstance(getattr(value, part), set | frozenset):
+            raise ConfigError(f"Retries({part}={getattr(value, part)!r}): a set is expected")
+    for name in sorted(value.on - CONDITIONS, key=str):
+        meant = nearest(str(name), CONDITIONS)
+        raise ConfigError(f"Retries(on=...) knows no {name!r}; did you mean {meant!r}?")
+    for status in value.statuses:
+        if not isinstance(status, int):
+            raise ConfigError(f"Retries(statuses=...): {status!r} is no number, such as 503")
+    for method in value.methods:
+        if method != method.upper():  # httpx makes all of them upper case
+            raise ConfigError(f"Retries(methods=...): {method!r} is written {method.upper()!r}")
     return value

@@ -31,6 +31,11 @@ MAX_RETRY_AFTER = 10.0
 MAX_DATE_LENGTH = 64
 """Characters of a date that is read: twice what one has."""
 
+CONDITIONS = frozenset(
+    {"5xx", "gateway-error", "reset", "connect-failure", "retriable-4xx", "refused-stream"}
+)
+"""What `Retries.on` can name. Source: Envoy, without those of gRPC and ``envoy-ratelimited``."""
+
 _NOTHING_CAME = frozenset({"5xx", "gateway-error", "reset"})
 
 
