@@ -152,7 +152,7 @@ class _Tries:
         """Tell the trip; returns the pause before the next attempt, or raises what happened."""
         refused = isinstance(error, (GateError, ssl.SSLCertVerificationError))
         kind = Outcome("refused" if refused else "connect_failure", sent=False)
-        if not isinstance(error, OSError):
+        if not isinstance(error, (OSError, ValueError)):
             kind = Outcome("given_up", sent=False)
         pause = self._heard(kind, error)
         if pause is None:
@@ -187,6 +187,8 @@ class _Tries:
 def _raise(error: BaseException) -> NoReturn:
     if isinstance(error, GateError) and error.mismatch is not None:
         raise error.mismatch from error
+    if isinstance(error, ValueError) and not isinstance(error, OSError):
+        raise OSError(str(error)) from error  # no address at all
     raise error
 
 

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from mesh_middleware.httpx import Client
-from mesh_middleware.resolve import Upstream
+from mesh_middleware.resolve import Endpoint, Upstream
 
 from .support import PATIENCE, Authority, StaticMesh, StaticWatch, answering, serving
 
@@ -54,3 +54,28 @@ def test_first_calls_of_many_threads_share_the_limit(authority: Authority) -> No
                 calls = [threads.submit(client.get, "https://tax/") for _ in range(THREADS)]
                 assert [call.result(PATIENCE).text for call in calls] == ["ok"] * THREADS
             assert server.connections == round_
+
+
+class _Together:
+    """A resolver that answers all threads at the same moment."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        self._barrier = threading.Barrier(THREADS)
+
+    def resolve(self, upstream: Upstream) -> list[Endpoint]:
+        """Tell the one instance."""
+        self._barrier.wait(PATIENCE)
+        return [self._endpoint]
+
+
+@pytest.mark.usefixtures("_restless")
+def test_first_calls_of_many_threads_find_what_a_resolver_told(
+    authority: Authority, mesh: StaticMesh
+) -> None:
+    """No call is told that there is no instance while another takes note of them."""
+    with serving(authority, answering()) as server, ThreadPoolExecutor(THREADS) as threads:
+        for _ in range(20):
+            with Client(mesh, resolver=_Together(server.endpoint("tax"))) as client:
+                calls = [threads.submit(client.get, "https://tax/") for _ in range(THREADS)]
+                assert [call.result(PATIENCE).text for call in calls] == ["ok"] * THREADS

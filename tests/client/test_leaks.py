@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import queue
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ import pytest
 
 from mesh_middleware.httpx import AsyncClient, Client, MeshTransport, UpstreamBusyError
 from mesh_middleware.routing import Limits, Manners
+from mesh_middleware.routing.chain import Retries
 
 from ..support.steps import yield_times
 from .driver import OWN, Driver, Session, drivers
@@ -65,6 +67,47 @@ def test_an_answer_that_is_dropped_gives_its_connection_back(
 
 
 IN_TWO = (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n", b"ok")
+DENIED = (
+    b"HTTP/1.1 403 Forbidden\r\nContent-Type: text/plain\r\nContent-Length: 19\r\n\r\n",
+    b"RBAC: access denied",
+)
+
+
+@pytest.mark.parametrize("answer", [IN_TWO, DENIED], ids=["short", "denial"])
+def test_an_answer_that_was_looked_into_and_dropped_is_no_call_under_way(
+    authority: Authority, mesh: StaticMesh, driver: Driver, answer: tuple[bytes, ...]
+) -> None:
+    """Also where its body came after its head, and was read before the answer was handed over."""
+    goes_on = threading.Semaphore(0)
+
+    def script(wire: Wire) -> None:
+        while wire.read_head():
+            wire.send(answer[0])
+            assert goes_on.acquire(timeout=PATIENCE)
+            wire.send(answer[1])
+
+    retries = Retries(1, frozenset({"reset"}))
+    with (
+        serving(authority, script) as server,
+        driver.client(mesh, retries=retries) as client,
+        ThreadPoolExecutor(1) as threads,
+    ):
+        mesh.tell("tax", server.endpoint("tax"))
+
+        def drop() -> int:
+            request = client.client.build_request("GET", "https://tax/")
+            send = client.client.send
+            response = driver.run(lambda: send(request, stream=True))
+            return int(response.status_code)
+
+        call = threads.submit(drop)
+        head_came(client)
+        goes_on.release()
+        assert call.result(PATIENCE) in (200, 403)
+        gc.collect()
+        assert mesh.watch_upstream("tax").course.look(0.0).outstanding == 0
+
+
 CHUNKED = (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",)
 
 
@@ -161,6 +204,43 @@ def test_an_upgraded_connection_outlives_its_answer(
         driver.run(stream.write, b"ping")
         assert driver.run(stream.read, 4) == b"ping"
         driver.run(stream.aclose if driver.is_async else stream.close)
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+@pytest.mark.parametrize("closes", [True, False], ids=["closed", "dropped"])
+def test_an_upgraded_connection_is_counted_until_its_user_leaves_it(
+    authority: Authority, mesh: StaticMesh, driver: Driver, closes: bool
+) -> None:
+    """Who closes the stream, or drops it, need not close the answer: the limit has room again, the
+    instance no call under way, and what was written before has arrived."""
+    heard: queue.Queue[bytes] = queue.Queue()
+
+    def script(wire: Wire) -> None:
+        wire.read_head()
+        wire.send(b"HTTP/1.1 101 Switching\r\nUpgrade: echo\r\nConnection: upgrade\r\n\r\n")
+        heard.put(wire.read_to_end())
+
+    def upgrade() -> Any:
+        headers = {"Connection": "upgrade", "Upgrade": "echo"}
+        request = client.client.build_request("GET", "https://tax/", headers=headers)
+        response = driver.run(lambda: client.client.send(request, stream=True))
+        assert response.status_code == 101
+        return response.extensions["network_stream"]
+
+    with serving(authority, script) as server, driver.client(mesh, limits=ONE) as client:
+        mesh.tell("tax", server.endpoint("tax"))
+        for number in range(1, 4):
+            stream = upgrade()
+            gc.collect()
+            driver.run(stream.write, b"x" * 200_000)
+            if closes:
+                driver.run(stream.aclose if driver.is_async else stream.close)
+                assert mesh.watch_upstream("tax").course.look(0.0).outstanding == 0
+                assert line_of(client)._pool.open == 0
+                assert heard.get(timeout=PATIENCE) == b"x" * 200_000
+            del stream
+            gc.collect()
+            assert server.connections == number
 
 
 def test_what_comes_back_after_the_close_is_closed(authority: Authority, mesh: StaticMesh) -> None:
@@ -305,6 +385,18 @@ def test_the_line_is_not_the_longer_for_those_who_left_it(
             in_line(client, 0)
         gate.open.set()
         assert first.result(PATIENCE).status_code == 200
+
+
+def head_came(client: Session) -> None:
+    """Wait until the head of an answer was read; of threads each record is read alone."""
+    pause = threading.Event()
+    for _ in range(int(PATIENCE * 1000)):
+        carrier = client.client._ours._carrier
+        live = [] if carrier is None else list(getattr(carrier, "live", ()))
+        if not client.driver.is_async or any(one.reading and one.reading.status for one in live):
+            return
+        pause.wait(0.001)
+    raise AssertionError("it never came")
 
 
 def in_line(client: Session, count: int) -> None:

@@ -126,7 +126,7 @@ class _Line:
         """
         try:
             return await self._dial(lane, patience.within(patience.connect))
-        except (OSError, MeshError) as error:
+        except (OSError, MeshError, ValueError) as error:  # the last: no address at all
             self._pool.forget()
             raise explain_failure(error, self._name, lane.endpoint) from error
         except BaseException:
@@ -149,6 +149,10 @@ class _Line:
     def drop(self, connection: Connection) -> None:
         """Cut a connection in use."""
         connection.abort()
+        self._pool.forget()
+
+    def forget(self) -> None:
+        """Tell that a connection is no more."""
         self._pool.forget()
 
     def close(self) -> None:
@@ -263,7 +267,7 @@ def _answer(reading: Reading, connection: Connection, journey: Journey, line: _L
     extensions: dict[str, Any] = {
         "http_version": reading.version,
         "reason_phrase": reading.reason,
-        "network_stream": Stream(connection, reading),
+        "network_stream": Stream(connection, reading, body.leave),
     }
     endpoint, whole = connection.lane.endpoint, None
     if reading.complete:
@@ -319,10 +323,15 @@ class Body(httpx.AsyncByteStream):
             self.finish()
 
     def __del__(self) -> None:
-        # Not here: this may be any thread, in the middle of anything. An upgraded connection is
-        # its user's, who need not keep the answer for it.
-        if self._connection is not None and not self._reading.switched:
+        # Not here: this may be any thread, in the middle of anything. Who uses an upgraded
+        # connection need not keep the answer for it: its stream does.
+        if self._connection is not None:
             self._line.orphans.append(self)
+
+    @property
+    def over(self) -> bool:
+        """Whether the connection was given back, or closed."""
+        return self._connection is None
 
     def finish(self) -> None:
         """Give the connection back; the answer is all there."""
@@ -331,6 +340,13 @@ class Body(httpx.AsyncByteStream):
             reusable = self._reading.reusable and connection.sent_all and not self._closes
             connection.settle()
             self._line.release(connection, reusable)
+        self._tell()
+
+    def leave(self) -> None:
+        """Count the connection no more, which its user has closed."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            self._line.forget()
         self._tell()
 
     def _tell(self) -> None:

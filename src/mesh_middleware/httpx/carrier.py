@@ -92,7 +92,7 @@ class Answer:
     Args:
         status: HTTP status.
         headers: as they came, in order.
-        stream: the body.
+        stream: the body; its ``ended`` is called at its end, unless it is ``over`` by then.
         extensions: httpx's, such as ``http_version``.
         endpoint: instance that answered.
         whole: the whole body, where it came with the head; *stream* has it too.

@@ -178,7 +178,7 @@ class Journey:
 
     def arrive(self, response: MeshResponse, answer: Answer) -> MeshResponse:
         """Hand over the answer; the journey ends with its body."""
-        if answer.whole is not None:
+        if answer.whole is not None or answer.stream.over:
             self.end()
         else:
             answer.stream.ended = self.end

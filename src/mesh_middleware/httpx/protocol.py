@@ -16,7 +16,7 @@ import asyncio
 import math
 import select
 import ssl
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from .carrier import OVER, Patience, may_stop_sending
@@ -328,13 +328,19 @@ class Stream:
     """
     ``response.extensions["network_stream"]``: facts about the connection, and after an Upgrade or
     CONNECT the connection itself.
+
+    Args:
+        connection: the connection.
+        reading: of the answer.
+        left: called when an upgraded connection was closed.
     """
 
-    __slots__ = ("_connection", "_reading")
+    __slots__ = ("_connection", "_left", "_reading")
 
-    def __init__(self, connection: Connection, reading: Reading) -> None:
+    def __init__(self, connection: Connection, reading: Reading, left: Callable[[], None]) -> None:
         self._connection = connection
         self._reading = reading
+        self._left = left
 
     async def read(
         self,
@@ -376,6 +382,7 @@ class Stream:
         """Close an upgraded connection; of others the response is closed instead."""
         if self._reading.switched:
             self._connection.close()
+            self._left()
 
     def get_extra_info(self, info: str) -> Any:
         """Tell ``ssl_object``, ``client_addr`` or ``server_addr``, as httpcore does."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import select
 import ssl
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -174,13 +175,19 @@ class Stream:
     """
     ``response.extensions["network_stream"]``: facts about the connection, and after an Upgrade or
     CONNECT the connection itself.
+
+    Args:
+        connection: the connection.
+        reading: of the answer.
+        left: called when an upgraded connection was closed.
     """
 
-    __slots__ = ("_connection", "_reading")
+    __slots__ = ("_connection", "_left", "_reading")
 
-    def __init__(self, connection: Connection, reading: Reading) -> None:
+    def __init__(self, connection: Connection, reading: Reading, left: Callable[[], None]) -> None:
         self._connection = connection
         self._reading = reading
+        self._left = left
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         """
@@ -210,6 +217,7 @@ class Stream:
         """Close an upgraded connection; of others the response is closed instead."""
         if self._reading.switched:
             self._connection.close()
+            self._left()
 
     def get_extra_info(self, info: str) -> Any:
         """Tell ``ssl_object``, ``client_addr`` or ``server_addr``, as httpcore does."""

@@ -28,6 +28,7 @@ from .library import httpx
 from .stock_lanes import (
     MOST_SENDINGS,
     MOST_TRIES,
+    UNFIT,
     ImpatientError,
     Lane,
     LaneKey,
@@ -109,7 +110,8 @@ class _Upload(httpx.SyncByteStream, httpx.AsyncByteStream):
 def _raise(error: BaseException, sending: Sending, journey: Journey) -> None:
     """Raise what the end of an attempt means, if that is not *error* itself."""
     name, endpoint = journey.target.name, journey.attempt.endpoint
-    if isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout)):
+    unfit = isinstance(error, UNFIT) and not sending.begun
+    if unfit or isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout)):
         raise explain_failure(error, name, endpoint) from error
     journey.outgoing.sent = sending.processed
     if sending.begun and not sending.processed and isinstance(error, httpx.LocalProtocolError):
@@ -168,8 +170,8 @@ class StockCarrier:
                 sending.note(event, info)
                 return theirs(event, info) if theirs else None
 
-            request = _direct(journey, note)
             try:
+                request = _direct(journey, note)
                 response = lane.transport.handle_request(request)
                 break
             except BaseException as error:
@@ -357,7 +359,7 @@ class _Stream(httpx.SyncByteStream):
     ) -> None:
         self._stream, self._patience, self._timeouts = stream, patience, timeouts
         self._done: Callable[[bool], None] | None = done
-        self._whole = False
+        self.over = False
         self.ended: Callable[[], None] | None = None
 
     def __iter__(self) -> Iterator[bytes]:
@@ -367,7 +369,7 @@ class _Stream(httpx.SyncByteStream):
             yield part
             # httpcore looks here before it reads on, over HTTP/2 each time.
             self._timeouts["read"] = self._patience.within(self._patience.read)
-        self._whole = True
+        self.over = True
 
     def close(self) -> None:
         done, self._done = self._done, None
@@ -377,7 +379,7 @@ class _Stream(httpx.SyncByteStream):
             self._stream.close()
         finally:
             if done is not None:
-                done(self._whole)
+                done(self.over)
 
 
 class _AsyncStream(httpx.AsyncByteStream):
@@ -386,14 +388,14 @@ class _AsyncStream(httpx.AsyncByteStream):
     ) -> None:
         self._stream, self._patience, self._read = stream, patience, read
         self._done: Callable[[bool], Any] | None = done
-        self._whole = False
+        self.over = False
         self.ended: Callable[[], None] | None = None
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         parts = aiter(self._stream)
         while (part := await self._next(parts)) is not None:
             yield part
-        self._whole = True
+        self.over = True
 
     async def _next(self, parts: AsyncIterator[bytes]) -> bytes | None:
         try:
@@ -413,4 +415,4 @@ class _AsyncStream(httpx.AsyncByteStream):
             await self._stream.aclose()
         finally:
             if done is not None:
-                await done(self._whole)
+                await done(self.over)

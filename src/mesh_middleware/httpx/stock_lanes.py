@@ -36,7 +36,9 @@ one with a call that is given up while it is made has to ask again."""
 BROKEN = (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError, httpx.LocalProtocolError)
 """What httpx raises when a connection ends under a request; the last, when its stream was reset."""
 
-_FINAL = (httpx.ConnectError, httpx.TimeoutException)
+UNFIT = (httpx.InvalidURL, UnicodeError)
+"""What is raised where an instance's address is none, before anything is sent to it."""
+_FINAL = (httpx.ConnectError, httpx.TimeoutException, *UNFIT)
 _OPENED, _UNSURE = "http2.send_request_headers.complete", "http2.send_request_headers.failed"
 _BEGINS = "http2.send_connection_init.started"
 _SENT = ("http2.send_request_body.complete", "http2.send_request_body.failed")

@@ -135,7 +135,7 @@ class _Line:
         """
         try:
             return self._dial(lane, patience.within(patience.connect))
-        except (OSError, MeshError) as error:
+        except (OSError, MeshError, ValueError) as error:  # the last: no address at all
             self.forget()
             raise explain_failure(error, self._name, lane.endpoint) from error
         except BaseException:
@@ -251,7 +251,7 @@ def _answer(reading: Reading, connection: Connection, journey: Journey, line: _L
     extensions: dict[str, Any] = {
         "http_version": reading.version,
         "reason_phrase": reading.reason,
-        "network_stream": Stream(connection, reading),
+        "network_stream": Stream(connection, reading, body.leave),
     }
     endpoint, whole = connection.lane.endpoint, None
     if reading.complete:
@@ -304,10 +304,15 @@ class Body(httpx.SyncByteStream):
             self.finish()
 
     def __del__(self) -> None:
-        # Not here: this may be any thread, in the middle of anything. An upgraded connection is
-        # its user's, who need not keep the answer for it.
-        if self._connection is not None and not self._reading.switched:
+        # Not here: this may be any thread, in the middle of anything. Who uses an upgraded
+        # connection need not keep the answer for it: its stream does.
+        if self._connection is not None:
             self._line.orphans.append(self)
+
+    @property
+    def over(self) -> bool:
+        """Whether the connection was given back, or closed."""
+        return self._connection is None
 
     def finish(self) -> None:
         """Give the connection back; the answer is all there."""
@@ -315,6 +320,13 @@ class Body(httpx.SyncByteStream):
         if connection is not None:
             reusable = self._reading.reusable and connection.sent_all and not self._closes
             self._line.release(connection, reusable)
+        self._end()
+
+    def leave(self) -> None:
+        """Count the connection no more, which its user has closed."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            self._line.forget()
         self._end()
 
     def _end(self) -> None:

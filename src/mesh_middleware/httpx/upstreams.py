@@ -209,10 +209,13 @@ class Target:
             found = tuple(self._resolver.resolve(self.upstream))
         except ResolveError as error:
             raise NoHealthyInstanceError(str(error), upstream=self.name) from error
+        course = self._course
         if found != self._told:
-            self._told, course = found, self._course
-            course.learn_instances(course.place, tuple(map(Instance, found)), time.monotonic())
-        return self._course
+            instances = tuple(map(Instance, found))
+            with course.lock:  # one for both: another thread that finds them told goes by them
+                course.learn_instances(course.place, instances, time.monotonic())
+                self._told = found
+        return course
 
 
 class Targets:
