@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -11,9 +12,10 @@ import pytest
 from anyio import to_thread
 
 from mesh_middleware.httpx import AsyncClient, Client
+from mesh_middleware.routing.chain import Retries
 
 from ..support.steps import yield_times
-from .driver import Driver, drivers
+from .driver import KINDS, Driver, drivers
 from .support import PATIENCE, Authority, StaticMesh, Wire, client_context, service_id, serving
 
 BEGINS = {
@@ -103,3 +105,44 @@ def test_a_client_whose_loop_is_elsewhere_cuts_answers_short(
     with serving(authority, _begin(BEGINS["until the end"])) as server:
         mesh.tell("tax", server.endpoint("tax"))
         driver.run(run)
+
+
+@pytest.mark.parametrize("http2", [False, True], ids=["1", "2"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_call_that_is_tried_again_leaves_nothing_to_a_closed_client(
+    authority: Authority, mesh: StaticMesh, kind: str, http2: bool
+) -> None:
+    """It ends well, and its new connection with it."""
+    arrived, closed, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def script(wire: Wire) -> None:
+        wire.read_head()
+        if not arrived.is_set():
+            arrived.set()
+            assert closed.wait(PATIENCE)
+            return
+        wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        assert wire.read_to_end() == b""
+        ended.set()
+
+    retries, request = Retries(1, frozenset({"reset"})), httpx.Request("GET", "https://tax/")
+    with (
+        serving(authority, script) as server,
+        ThreadPoolExecutor(1) as threads,
+        Driver(kind).running() as driver,
+    ):
+        mesh.tell("tax", server.endpoint("tax"))
+        client = driver.transport(mesh, retries=retries, http2=http2)
+
+        async def call() -> bytes:
+            return await (await client.handle_async_request(request)).aread()
+
+        def block() -> bytes:
+            return client.handle_request(request).read()
+
+        made = threads.submit(driver.run, call if driver.is_async else block)
+        assert arrived.wait(PATIENCE)
+        driver.run(client.aclose if driver.is_async else client.close)
+        closed.set()
+        assert made.result(PATIENCE) == b"ok"
+        assert ended.wait(1)

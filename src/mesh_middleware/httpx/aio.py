@@ -57,7 +57,8 @@ class _Line:
         pool, attempt = self._pool, journey.attempt
         while self.orphans:
             self.orphans.popleft().end()
-        _close(pool.update(journey.course.endpoints, attempt.limits))
+        endpoints, begins = journey.course.endpoints, attempt.number == 1
+        _close(pool.update(endpoints, attempt.limits, begins=begins))
         found, closed = pool.reuse(pool.lane(attempt.endpoint))
         _close(closed)
         return found

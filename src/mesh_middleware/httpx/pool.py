@@ -132,13 +132,16 @@ class Pool(Generic[C]):
         self.generation = -1
         self.open = 0
 
-    def update(self, endpoints: Sequence[Endpoint], limits: Limits = _NONE) -> list[C]:
+    def update(
+        self, endpoints: Sequence[Endpoint], limits: Limits = _NONE, *, begins: bool = True
+    ) -> list[C]:
         """
         Follow the mesh: the instances, the generation and the limits that hold now.
 
         Args:
             endpoints: of the upstream.
             limits: of the service that we are; the narrower ones, these or httpx's, hold.
+            begins: whether a call begins, and does not only go on: the pool is used again then.
 
         Returns:
             Idle connections that no longer belong here, to be closed.
@@ -148,7 +151,8 @@ class Pool(Generic[C]):
             self._limits = limits
             self._ceiling = max(1, min(self._most, _or_inf(limits.connections)))
             self._longest = _or_inf(limits.pending)
-        self._ended = False
+        if begins:
+            self._ended = False
         same = endpoints is self._endpoints or endpoints == self._endpoints
         if same and generation == self.generation:
             return []

@@ -161,10 +161,10 @@ class StockCarrier:
             httpx.TransportError: as httpx.
         """
         key, theirs = _key(journey), journey.request.extensions.get("trace")
-        sent = 0
+        sent, begins = 0, journey.attempt.number == 1
         for left in reversed(range(MOST_TRIES)):
-            sending = self._enter(key, journey)
-            lane = sending.lane
+            sending = self._enter(key, journey, begins=begins)
+            lane, begins = sending.lane, False
 
             def note(event: str, info: dict[str, Any], sending: Sending = sending) -> Any:
                 sending.note(event, info)
@@ -191,14 +191,14 @@ class StockCarrier:
         headers, endpoint = response.headers.raw, journey.attempt.endpoint
         return Answer(response.status_code, headers, stream, response.extensions, endpoint)
 
-    def _enter(self, key: LaneKey, journey: Journey) -> Sending:
+    def _enter(self, key: LaneKey, journey: Journey, *, begins: bool) -> Sending:
         # A connection each: httpcore's limit would be each lane's own.
         patience, name = journey.patience, journey.target.name
         gate = self._gates.setdefault(name, Gate(name, self._limits.max_connections))
         if not gate.enter(journey.attempt.limits, patience.within(patience.pool)):
             raise httpx.PoolTimeout(f"{name}: no connection became free in time")
         try:
-            sending, closed = self._lanes.enter(key)
+            sending, closed = self._lanes.enter(key, begins=begins)
         except BaseException:
             gate.leave()
             raise
@@ -265,10 +265,10 @@ class AsyncStockCarrier:
         """
         key = _key(journey) if self._http2 else LaneKey(journey.attempt.endpoint.expected, False)
         theirs = journey.request.extensions.get("trace")
-        sent = 0
+        sent, begins = 0, journey.attempt.number == 1
         for left in reversed(range(MOST_TRIES)):
-            sending, closed = self._lanes.enter(key)
-            lane = sending.lane
+            sending, closed = self._lanes.enter(key, begins=begins)
+            lane, begins = sending.lane, False
 
             async def note(event: str, info: dict[str, Any], sending: Sending = sending) -> None:
                 sending.note(event, info)

@@ -239,11 +239,13 @@ class Lanes:
         self._lock = threading.Lock()
         self._lanes: dict[LaneKey, list[Lane]] = {}
         self._draining: set[Lane] = set()
+        self._ended = False
 
-    def enter(self, key: LaneKey) -> tuple[Sending, list[Lane]]:
-        """Take a lane for one call; the second value has to be closed."""
+    def enter(self, key: LaneKey, *, begins: bool) -> tuple[Sending, list[Lane]]:
+        """Take a lane for a call that *begins*, or goes on; the second value has to be closed."""
         now, generation, closed = self._clock(), self._mesh.generation, list[Lane]()
         with self._lock:
+            self._ended = self._ended and not begins
             found = None
             for lane in reversed(self._lanes.get(key, ())):
                 if lane.calls and key.http2 and not self._shared:
@@ -276,7 +278,9 @@ class Lanes:
                 self._draining.discard(lane)
                 return [lane]
             idle = [one for one in self._lanes.get(key, ()) if not one.calls]
-            if len(idle) > self._most_idle:
+            if self._ended and lane in idle:
+                self._retire(key, lane, closed)
+            elif len(idle) > self._most_idle:
                 self._retire(key, idle[0], closed)
         return closed
 
@@ -299,8 +303,13 @@ class Lanes:
                     self._retire(key, lane, closed)
 
     def clear(self) -> list[Lane]:
-        """End: tell all lanes, to be closed."""
+        """
+        End: tell all lanes, to be closed.
+
+        Those that calls under way still take are closed after them, unless another call begins.
+        """
         with self._lock:
+            self._ended = True
             lanes = [*(lane for each in self._lanes.values() for lane in each), *self._draining]
             self._lanes.clear()
             self._draining.clear()

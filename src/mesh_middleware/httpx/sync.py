@@ -67,9 +67,10 @@ class _Line:
         while self.orphans:
             with suppress(IndexError):  # another thread was faster
                 self.orphans.popleft().close()
+        endpoints, attempt = journey.course.endpoints, journey.attempt
         with self._lock:
-            closed = self._pool.update(journey.course.endpoints, journey.attempt.limits)
-            lane = self._pool.lane(journey.attempt.endpoint)
+            closed = self._pool.update(endpoints, attempt.limits, begins=attempt.number == 1)
+            lane = self._pool.lane(attempt.endpoint)
             found, turn, more = self._take(lane, journey.takes)
         _close(closed)
         _close(more)
