@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
+from h2.events import Event, StreamEnded
+from hyperframe.frame import PriorityFrame
 
 from mesh_middleware.dev import DevAgent
 
@@ -23,12 +25,17 @@ from mesh_middleware import MeshAuthz
 
 
 async def app(scope, receive, send):
+    while scope["type"] == "websocket":
+        if (await receive())["type"] == "websocket.disconnect":
+            return
     assert scope["type"] == "http", "no lifespan"
     body = b"{}"
     if scope["path"] == "/count":
         gc.collect()
         body = b"%d" % sum(type(each).__name__ == "H2Protocol" for each in gc.get_objects())
         body += b" %d" % sum(type(each).__name__ == "H11Protocol" for each in gc.get_objects())
+    if scope["path"] == "/never":
+        await anyio.sleep_forever()
     await send({"type": "http.response.start", "status": 200, "headers": []})
     if scope["path"] != "/":
         with anyio.move_on_after(0.1):
@@ -74,6 +81,38 @@ async def with_an_upload(connection: Http1 | Http2) -> None:
     await connection._reader.read(1000)
 
 
+async def before_a_handshake_ends(connection: Http1 | Http2) -> None:
+    """What comes before a WebSocket is accepted is refused; the application has begun."""
+    words = {"sec-websocket-version": "13"}
+    if isinstance(connection, Http1):
+        words |= {"connection": "upgrade", "upgrade": "websocket", "sec-websocket-key": "x" * 24}
+        lines = "".join(f"{name}: {value}\r\n" for name, value in words.items())
+        connection._writer.write(f"GET / HTTP/1.1\r\nhost: tax\r\n{lines}\r\nx".encode())
+    else:
+        words |= {":method": "CONNECT", ":protocol": "websocket", ":path": "/"}
+        words |= {":scheme": "https", ":authority": "tax"}
+        events: list[Event] = []
+        stream = connection._h2.get_next_available_stream_id()
+        connection._h2.send_headers(stream, sorted(words.items()))
+        connection._h2.send_data(stream, b"x")
+        connection._flush()
+        while not any(isinstance(event, StreamEnded) for event in events):
+            events = connection._h2.receive_data(await connection._reader.read(1000))
+        return
+    assert b" 400 " in await connection._reader.readline()
+
+
+async def by_an_error(connection: Http1 | Http2) -> None:
+    """The server does not bear so many; who waits for an answer beside them does not wait on."""
+    assert isinstance(connection, Http2)
+    connection._open("/never")
+    connection._flush()
+    frames = (PriorityFrame(stream).serialize() for stream in range(1001, 4001, 2))
+    connection._writer.write(b"".join(frames))
+    while await connection._reader.read(65536):
+        pass
+
+
 async def begin(connection: Http1 | Http2, path: str) -> None:
     """Send a request, and read the head of its answer."""
     assert isinstance(connection, Http2)
@@ -90,6 +129,9 @@ async def begin(connection: Http1 | Http2, path: str) -> None:
         ("h2", in_the_body),
         ("h2", with_an_upload),
         ("h1", with_an_upload),
+        ("h2", before_a_handshake_ends),
+        ("h1", before_a_handshake_ends),
+        ("h2", by_an_error),
     ],
 )
 @pytest.mark.parametrize("worker", ["asyncio", "uvloop", "trio"])

@@ -37,6 +37,7 @@ MALFORMED = {
     "path": NOTHING_ODD | {b":path": b"/\xff"},
     "query": NOTHING_ODD | {b":path": b"/\xff?\xff"},
     "method": NOTHING_ODD | {b":method": b"G\xff"},
+    "no path": {b":method": b"CONNECT", b":authority": b"tax"},
     "websocket's path": NOTHING_ODD | WEBSOCKET | {b":path": b"/\xff"},
     "websocket's extensions": NOTHING_ODD | WEBSOCKET | {b"sec-websocket-extensions": b"\xff"},
 }

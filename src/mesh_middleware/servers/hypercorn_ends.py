@@ -3,14 +3,15 @@ Ends the connections of Hypercorn (0.18) in order, so that their end loses no re
 
 Owns what is said when one ends, and how long one waits then. Hypercorn ends an HTTP/2 connection
 that has had its requests (``keep_alive_max_requests``) under those that it has begun: they run, and
-are never answered. When the server ends, it closes what is idle at that moment without a word, and
-the request that is on its way is lost, sometimes with the answer before it (TCP resets a connection
-that is closed with something unread). Here HTTP/2 says GOAWAY first, answers what it has begun, and
-refuses the rest in words by which every client may send it again; HTTP/1.1 says with its last
-answer that it is the last; and an idle connection is closed a moment later, so that what was on its
-way is heard. A connection that was idle for too long is closed only when nothing has come over it
-meanwhile: a worker that was late finds its timers before what its sockets have. Knows nothing of
-the mesh.
+are never answered; so it does when the peer says that it will ask nothing more, and h2 when the
+peer asks for too much at once. When the server ends, it closes what is idle at that moment without
+a word, and the request that is on its way is lost, sometimes with the answer before it (TCP resets
+a connection that is closed with something unread). Here HTTP/2 says GOAWAY first, answers what it
+has begun, and refuses the rest in words by which every client may send it again; HTTP/1.1 says with
+its last answer that it is the last; and an idle connection is closed a moment later, so that what
+was on its way is heard. A connection that was idle for too long is closed only when nothing has
+come over it meanwhile: a worker that was late finds its timers before what its sockets have. Knows
+nothing of the mesh.
 
 Source: RFC 9113, 6.8 and 8.7; RFC 9112, 9.6.
 """
@@ -38,6 +39,7 @@ def end_in_order(http2: Any, http1: Any) -> None:
         http2: Hypercorn's class of connections of HTTP/2.
         http1: that of HTTP/1.1.
     """
+    _count_streams(http2)
     _refuse_what_is_late(http2)
     _keep_answering(http2)
     _end_late_comers(http1)
@@ -168,9 +170,10 @@ def _refuse_what_is_late(protocol: Any) -> None:
         room = max(1, self.config.keep_alive_max_requests) - self.keep_alive_requests
         ends = _has_ended(self) or self.context.terminated.is_set()
         taken, refused, last = [], [], None
+        beyond = _beyond_the_limit(self, events)
         for event in events:
             if isinstance(event, RequestReceived):
-                if ends or room <= 0:
+                if ends or room <= 0 or event.stream_id in beyond:
                     refused.append(event.stream_id)
                     continue
                 room, last = room - 1, event.stream_id
@@ -185,16 +188,54 @@ def _refuse_what_is_late(protocol: Any) -> None:
     protocol._handle_events = _handle_events
 
 
+def _count_streams(protocol: Any) -> None:
+    """Have h2 leave the count of streams to us: it ends the connection, and all that is on it."""
+    from h2.settings import SettingCodes
+
+    original = protocol.initiate
+
+    async def initiate(self: Any, *args: Any) -> None:
+        await original(self, *args)
+        settings = self.connection.local_settings  # the peer has been told what they say
+        settings[SettingCodes.MAX_CONCURRENT_STREAMS] = 2**31 - 1
+        settings.acknowledge()
+
+    protocol.initiate = initiate
+
+
+def _beyond_the_limit(protocol: Any, events: list[Any]) -> list[int]:
+    """The streams begun by *events* that are more than the connection may have at once."""
+    limit, connection = protocol.config.h2_max_concurrent_streams, protocol.connection
+    if len(connection.streams) <= limit:  # with some that have ended
+        return []
+    from h2.events import RequestReceived
+
+    beyond = connection.open_inbound_streams - limit
+    begun = [each.stream_id for each in events if isinstance(each, RequestReceived)]
+    return [each for each in begun if each in connection.streams][-beyond:] if beyond > 0 else []
+
+
 def _keep_answering(protocol: Any) -> None:
+    from hyperframe.frame import GoAwayFrame
+
     original = protocol.__init__
 
     def __init__(self: Any, *args: Any, **options: Any) -> None:
         original(self, *args, **options)
+        table = self.connection._frame_dispatch_table
+        table[GoAwayFrame] = partial(_hear_goaway, self.connection, table[GoAwayFrame])
         # After its own GOAWAY h2 can neither answer nor refuse; ours is said beside it.
         self.connection.close_connection = lambda: None
         self.connection.reset_stream = partial(_reset, self.connection.reset_stream)
 
     protocol.__init__ = __init__
+
+
+def _hear_goaway(connection: Any, original: Callable[[Any], Any], frame: Any) -> Any:
+    """Hear the peer's GOAWAY: it asks for nothing more, and waits for what it has asked."""
+    if frame.error_code == 0 and connection.open_inbound_streams:
+        return [], []
+    return original(frame)  # h2 could neither send nor take anything after it
 
 
 def _reset(original: Callable[[int, int], None], stream: int, code: int | None = None) -> None:

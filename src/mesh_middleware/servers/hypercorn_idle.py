@@ -119,10 +119,17 @@ def forget_closed(server: Any) -> None:
     Args:
         server: Hypercorn's class for a connection of one kind of worker.
     """
+    from hypercorn.events import Closed
+
     original = server._read_data
 
     async def _read_data(self: Any) -> None:
-        await original(self)
+        try:
+            await original(self)
+        except Exception:
+            # Its applications are cancelled now, and asyncio's would wait for room to say goodbye.
+            await self.protocol.handle(Closed())
+            raise
         self.mesh_left = True
         timer, self.idle_task = self.idle_task, _NoTimer()
         await timer.stop()

@@ -1,17 +1,17 @@
 """
 Mends what lets one peer end the requests of others in Hypercorn (0.18), or fill its memory.
 
-Owns six repairs. In HTTP/2, bytes that arrive for a stream that has been answered already raise a
+Owns seven repairs. In HTTP/2, bytes that arrive for a stream that has been answered already raise a
 ``KeyError``, which ends every other stream of the connection; each refused upload is such a stream.
-So does a path, or a method, that is not ASCII; gateways put the requests of many callers into one
-connection. Who leaves before it has its answer over HTTP/2 leaves the application waiting for ever
-for room to write, with all that belongs to the connection. Who sends more of a body than fits into
-the queue of an application that answers without it leaves both waiting for each other. And on the
-trio worker whatever a connection raises ends the whole server: a ``:path`` that is not ASCII is
-enough, from a peer whom no intention allows. And a server that ends waits without limit for a peer
-that does not read its answer, or that stops in the middle of its upload. (What is said when a
-connection ends is `hypercorn_ends`', and when it was idle for too long `hypercorn_idle`'s.) Knows
-nothing of the mesh.
+So does a path, or a method, that is not ASCII, or no path; gateways put the requests of many
+callers into one connection. A stream that Hypercorn refuses by itself never ends. Who leaves before
+it has its answer over HTTP/2 leaves the application waiting for ever for room to write, with all
+that belongs to the connection. Who sends more of a body than fits into the queue of an application
+that answers without it leaves both waiting for each other. And on the trio worker whatever a
+connection raises ends the whole server: a ``:path`` that is not ASCII is enough, from a peer whom
+no intention allows. And a server that ends waits without limit for a peer that does not read its
+answer, or that stops in the middle of its upload. (What is said when a connection ends is
+`hypercorn_ends`', and when it was idle for too long `hypercorn_idle`'s.) Knows nothing of the mesh.
 """
 
 from __future__ import annotations
@@ -46,6 +46,9 @@ class _Answered:
 
 _ANSWERED = _Answered()
 
+_ITS_OWN = (400, 404)
+"""Errors that are Hypercorn's word; those of an application that fails or says no end with it."""
+
 
 class _Streams(dict[int, Any]):
     def __missing__(self, stream: int) -> _Answered:
@@ -56,6 +59,8 @@ def mend() -> None:
     """Repair the parts of Hypercorn that this worker has loaded; to be called before it serves."""
     from hypercorn.protocol.h2 import H2Protocol
     from hypercorn.protocol.h11 import H11Protocol
+    from hypercorn.protocol.http_stream import HTTPStream
+    from hypercorn.protocol.ws_stream import WSStream
 
     if not hasattr(H2Protocol, "mesh_mended"):
         _keep_streams(H2Protocol)
@@ -63,6 +68,8 @@ def mend() -> None:
         _let_writers_go(H2Protocol)
         _let_readers_go(H11Protocol, lambda self: self.stream)
         _let_readers_go(H2Protocol, lambda self, number: self.streams.get(number))
+        for kind in (HTTPStream, WSStream):
+            _forget_refused(kind)
         end_in_order(H2Protocol, H11Protocol)
         time_what_is_idle(H2Protocol)
     for name in ("asyncio", "trio"):
@@ -96,7 +103,9 @@ def _refuse_malformed(protocol: Any) -> None:
     async def _create_stream(self: Any, request: Any) -> None:
         try:
             await original(self, request)
-        except UnicodeError:  # before anything was begun. Source: RFC 9113, 8.1.1
+        # Before anything was begun; unbound is the path of a CONNECT that is no WebSocket's.
+        # Source: RFC 9113, 8.1.1 and 8.5.
+        except (UnicodeError, UnboundLocalError):
             stream = request.stream_id
             if self.stream_buffers.pop(stream, None) is not None:
                 del self.streams[stream]
@@ -104,6 +113,22 @@ def _refuse_malformed(protocol: Any) -> None:
             self.connection.reset_stream(stream, ErrorCodes.PROTOCOL_ERROR)
 
     protocol._create_stream = _create_stream
+
+
+def _forget_refused(stream: Any) -> None:
+    """Have a stream end that Hypercorn refuses itself; its connection would never be idle again."""
+    from hypercorn.protocol.events import StreamClosed
+
+    original = stream._send_error_response
+
+    async def _send_error_response(self: Any, status_code: int) -> None:
+        await original(self, status_code)
+        if status_code in _ITS_OWN:
+            # What has begun, for a WebSocket's handshake, is told: it would wait for ever.
+            self.app_put = getattr(self, "app_put", None)
+            await self.send(StreamClosed(stream_id=self.stream_id))
+
+    stream._send_error_response = _send_error_response
 
 
 def _let_writers_go(protocol: Any) -> None:
