@@ -143,8 +143,11 @@ def read_leaf(chain_pem: str) -> Leaf:
         chain_pem: leaf first.
 
     Raises:
-        CertificateError: unreadable, or it breaks a rule of X.509-SVID leaves.
+        CertificateError: unreadable, or it breaks a rule of X.509-SVID leaves; or a key is in it.
     """
+    if "PRIVATE KEY-----" in chain_pem:
+        # OpenSSL takes the first it finds for the leaf's; one it cannot decrypt, now and then not.
+        raise CertificateError("our leaf: there is a private key among its certificates")
     certificate = load_certificates(chain_pem)[0]
     peer = _describe(certificate)
     for role in ("client", "server"):

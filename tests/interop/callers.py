@@ -240,6 +240,7 @@ async def connect(
             ssl=tls,
             proxy=None,
             compression=None,
+            open_timeout=None,  # in a crowd, on a busy machine: who calls sets the time
             ping_interval=None,
         ) as connection:
             yield WebSocket(connection)
