@@ -69,6 +69,35 @@ def test_making_one_is_inert(agent: DevAgent) -> None:
     assert repr(mesh) == f"<Mesh tax at {agent.url}>"
 
 
+class Restart:
+    """A plugin in whose process another thread starts the mesh while the first closes it."""
+
+    def __init__(self) -> None:
+        self.mesh: Mesh | None = None
+
+    @hookimpl
+    def mesh_registration(self, service_id: str, registered: bool) -> None:
+        if self.mesh is not None and not registered:
+            thread = threading.Thread(target=self.mesh.start)
+            self.mesh = None
+            thread.start()
+            thread.join(PATIENCE)
+
+
+def test_a_start_while_it_closes_is_a_start(agent: DevAgent) -> None:
+    """The mesh runs then, and another close ends all of it: no thread keeps a registration."""
+    before, plugin = threading.active_count(), Restart()
+    with Mesh("tax", agent=agent.url, port=1, plugins=(plugin,)) as mesh:
+        assert mesh.ready(PATIENCE)
+        until(lambda: mesh.status()["registered"], "the registration")
+        plugin.mesh = mesh
+        mesh.close()
+        assert plugin.mesh is None
+        assert mesh.running and mesh.ready(PATIENCE)
+    assert not mesh.running
+    assert threading.active_count() == before
+
+
 def test_starting_twice_is_starting_once(agent: DevAgent) -> None:
     """One watcher, in ``with`` too."""
     with Mesh("tax", agent=agent.url) as mesh:

@@ -116,7 +116,7 @@ class Mesh(Judging, Calling):
                     self._rhythm,
                 )
                 self._plugins.startup(self.settings.service, self.settings.agent)
-                self._watcher = watcher
+                self._watcher, self.ending = watcher, False
                 watcher.start()
                 atexit.register(self.close)
         return self
@@ -156,8 +156,10 @@ class Mesh(Judging, Calling):
         watcher.close()
         if watched is not None:
             watched.end("the mesh was closed")
-        self._reset()
-        atexit.unregister(self.close)
+        with self._lock:
+            if self._watcher is None:  # else it was started again meanwhile, and goes on
+                self._reset()
+                atexit.unregister(self.close)
 
     def __enter__(self) -> Self:
         return self.start()

@@ -13,7 +13,13 @@ from typing import Any
 import httpx
 import pytest
 
-from mesh_middleware.httpx import AsyncClient, Client, MeshTransport, UpstreamBusyError
+from mesh_middleware.httpx import (
+    AsyncClient,
+    AsyncMeshTransport,
+    Client,
+    MeshTransport,
+    UpstreamBusyError,
+)
 from mesh_middleware.routing import Limits, Manners
 from mesh_middleware.routing.chain import Retries
 
@@ -298,6 +304,49 @@ def test_two_loops_of_two_threads_share_a_client(authority: Authority, mesh: Sta
         assert [one.result(PATIENCE) for one in both] == [["ok"] * 20] * 2
         assert server.connections == 2
         assert all(ended.acquire(timeout=PATIENCE) for _ in range(2))
+
+
+class _Late(AsyncMeshTransport):
+    """A transport whose first call is overtaken by another loop's `aclose`."""
+
+    def __init__(self, mesh: StaticMesh) -> None:
+        super().__init__(mesh)
+        self.overtaken = False
+
+    def _carrier_of(self, loop: Any) -> Any:
+        found = super()._carrier_of(loop)
+        if not self.overtaken:
+            self.overtaken = True
+            thread = threading.Thread(target=lambda: asyncio.run(self.aclose()))
+            thread.start()
+            thread.join(PATIENCE)
+        return found
+
+
+def test_a_call_that_is_overtaken_by_a_close_leaves_nothing_open(
+    authority: Authority, mesh: StaticMesh
+) -> None:
+    """The next close knows all that was made since: two connections, and both end."""
+    ended = threading.Semaphore(0)
+
+    def script(wire: Wire) -> None:
+        answering()(wire)
+        ended.release()
+
+    async def run() -> None:
+        transport = _Late(mesh)
+        for _ in range(2):
+            request = httpx.Request("GET", "https://tax/")
+            response = await transport.handle_async_request(request)
+            assert await response.aread() == b"ok"
+        await transport.aclose()
+        for _ in range(server.connections):
+            assert ended.acquire(timeout=1)
+
+    with serving(authority, script) as server:
+        mesh.tell("tax", server.endpoint("tax"))
+        asyncio.run(run())
+        assert server.connections == 2
 
 
 # A loop that ends with open connections leaves them to the collector, and Python says so.

@@ -288,7 +288,7 @@ class AsyncMeshTransport(httpx.AsyncBaseTransport):
     def _carry(self) -> AsyncCarrier | AsyncStockCarrier:
         loop, carrier = _loop(), self._carrier
         if carrier is None or carrier.loop is not loop:
-            carrier = self._carrier = self._carrier_of(loop)
+            carrier = self._carrier_of(loop)
         return carrier
 
     def _carrier_of(self, loop: Any) -> AsyncCarrier | AsyncStockCarrier:
@@ -303,6 +303,8 @@ class AsyncMeshTransport(httpx.AsyncBaseTransport):
                     if isinstance(loop, asyncio.AbstractEventLoop) and not options["http2"]
                     else AsyncStockCarrier(mesh, loop, **options)
                 )
+            # In here: what another thread has closed meanwhile is nobody's next carrier.
+            self._carrier = carrier
             return carrier
 
     async def _judge(self, response: MeshResponse, most: int) -> None:
