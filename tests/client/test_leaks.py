@@ -249,7 +249,10 @@ def test_an_upgraded_connection_is_counted_until_its_user_leaves_it(
             assert server.connections == number
 
 
-def test_what_comes_back_after_the_close_is_closed(authority: Authority, mesh: StaticMesh) -> None:
+@pytest.mark.parametrize("http2", [False, True], ids=["ours", "stock"])
+def test_what_comes_back_after_the_close_is_closed(
+    authority: Authority, mesh: StaticMesh, http2: bool
+) -> None:
     """A call of another thread that is under way when the client closes ends well, and so does
     its connection."""
     arrived, go_on, ended = threading.Event(), threading.Event(), threading.Event()
@@ -264,7 +267,7 @@ def test_what_comes_back_after_the_close_is_closed(authority: Authority, mesh: S
 
     with serving(authority, script) as server, ThreadPoolExecutor(1) as threads:
         mesh.tell("tax", server.endpoint("tax"))
-        client = Client(mesh)
+        client = Client(mesh, http2=http2)
         call = threads.submit(client.get, "https://tax/")
         assert arrived.wait(PATIENCE)
         client.close()

@@ -212,7 +212,7 @@ class StockCarrier:
             gone.transport.close()
 
     def close(self) -> None:
-        """Close every connection."""
+        """Close what is idle; what is in use closes with its last answer."""
         for lane in self._lanes.clear():
             lane.transport.close()
 

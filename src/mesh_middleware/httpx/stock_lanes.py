@@ -304,12 +304,20 @@ class Lanes:
 
     def clear(self) -> list[Lane]:
         """
-        End: tell all lanes, to be closed.
+        End: tell the lanes to be closed now.
 
         Those that calls under way still take are closed after them, unless another call begins.
+        Of threads, so are those in use: a socket that is closed under a thread which reads it may
+        be another connection's by then.
         """
+        closed: list[Lane] = []
         with self._lock:
             self._ended = True
+            if not self._shared:
+                for key, lanes_of in list(self._lanes.items()):
+                    for lane in list(lanes_of):
+                        self._retire(key, lane, closed)
+                return closed
             lanes = [*(lane for each in self._lanes.values() for lane in each), *self._draining]
             self._lanes.clear()
             self._draining.clear()
