@@ -1,4 +1,4 @@
-"""Streams of HTTP/2 that end by themselves: refused, too many, or the last ones of a peer."""
+"""Streams of HTTP/2 that end by themselves: refused, too many, a peer's last ones, broken off."""
 
 from __future__ import annotations
 
@@ -6,9 +6,18 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 
 import pytest
+import wsproto
 from h2.errors import ErrorCodes
-from h2.events import ConnectionTerminated, StreamEnded, StreamReset
+from h2.events import (
+    ConnectionTerminated,
+    DataReceived,
+    Event,
+    ResponseReceived,
+    StreamEnded,
+    StreamReset,
+)
 from hyperframe.frame import GoAwayFrame
+from wsproto.events import CloseConnection, TextMessage
 
 from mesh_middleware.dev import DevAgent
 
@@ -80,6 +89,85 @@ CALLERS: Mapping[Callable[[Http2], Awaitable[Seen]], Seen] = {
     ],
     shakes_hands_wrongly: [(StreamEnded, 1, 0), CLOSED],
 }
+
+
+FAILING = """
+from mesh_middleware import MeshAuthz
+
+
+async def app(scope, receive, send):
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.accept"})
+        while (event := await receive())["type"] != "websocket.disconnect":
+            if event.get("text") == "leave":
+                break
+        return
+    assert scope["type"] == "http", scope["type"]
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"half", "more_body": True})
+    assert scope["path"] == "/leave"
+
+
+app = MeshAuthz(app)
+"""
+
+
+async def next_events(connection: Http2) -> list[Event]:
+    """Read what has come; it is an error when the connection ends."""
+    data = await connection._reader.read(65536)
+    assert data, "the connection has ended"
+    return connection._h2.receive_data(data)
+
+
+async def half_an_answer(connection: Http2, stream: int, path: bytes) -> tuple[bytes, int | None]:
+    """Ask for it; returns what came, and the error code of the stream's end."""
+    send(connection, stream, NOTHING_ODD | {b":path": path}, whole=True)
+    came = b""
+    while True:
+        for event in await next_events(connection):
+            if isinstance(event, StreamReset | StreamEnded):
+                return came, getattr(event, "error_code", None)
+            if isinstance(event, DataReceived):
+                came += event.data
+
+
+async def a_websocket(connection: Http2, stream: int, last: wsproto.events.Event) -> bytes:
+    """Say *last* in it; returns what comes then, to the end of the stream."""
+    words = {b"sec-websocket-version": b"13"}
+    send(connection, stream, NOTHING_ODD | WEBSOCKET | words, whole=False)
+    came, ours = b"", wsproto.connection.Connection(wsproto.ConnectionType.CLIENT)
+    while True:
+        for event in await next_events(connection):
+            if isinstance(event, ResponseReceived):
+                connection._h2.send_data(stream, ours.send(last))
+                connection._flush()
+            elif isinstance(event, DataReceived):
+                came += event.data
+            assert not isinstance(event, StreamReset)
+            if isinstance(event, StreamEnded):
+                return came
+
+
+@pytest.mark.parametrize("worker", ["asyncio", "uvloop", "trio"])
+def test_who_waits_for_an_application_that_has_left_is_told(
+    worker: str, agent: DevAgent, serve: Serve
+) -> None:
+    """Its stream ends, after what it has said: an answer with an error, a WebSocket in order."""
+    tls = outsider_context(caller(agent).pem, alpn="h2")
+
+    async def ask() -> None:
+        async with connect("h2", server.port(), tls) as connection, asyncio.timeout(PATIENCE):
+            assert isinstance(connection, Http2)
+            connection._h2.config.validate_outbound_headers = False
+            for stream, path in ((1, b"/fail"), (3, b"/leave")):
+                found = await half_an_answer(connection, stream, path)
+                assert found == (b"half", ErrorCodes.INTERNAL_ERROR)
+            leave, close = TextMessage("leave"), CloseConnection(1000)
+            assert await a_websocket(connection, 5, leave) == b"\x88\x02" + (1011).to_bytes(2)
+            assert await a_websocket(connection, 7, close) == b"\x88\x02" + (1000).to_bytes(2)
+
+    server = serve(FAILING, worker_class=worker)
+    asyncio.run(ask())
 
 
 @pytest.mark.parametrize("worker", ["asyncio", "uvloop", "trio"])

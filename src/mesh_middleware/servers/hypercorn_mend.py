@@ -1,17 +1,18 @@
 """
 Mends what lets one peer end the requests of others in Hypercorn (0.18), or fill its memory.
 
-Owns seven repairs. In HTTP/2, bytes that arrive for a stream that has been answered already raise a
+Owns eight repairs. In HTTP/2, bytes that arrive for a stream that has been answered already raise a
 ``KeyError``, which ends every other stream of the connection; each refused upload is such a stream.
 So does a path, or a method, that is not ASCII, or no path; gateways put the requests of many
-callers into one connection. A stream that Hypercorn refuses by itself never ends. Who leaves before
-it has its answer over HTTP/2 leaves the application waiting for ever for room to write, with all
-that belongs to the connection. Who sends more of a body than fits into the queue of an application
-that answers without it leaves both waiting for each other. And on the trio worker whatever a
-connection raises ends the whole server: a ``:path`` that is not ASCII is enough, from a peer whom
-no intention allows. And a server that ends waits without limit for a peer that does not read its
-answer, or that stops in the middle of its upload. (What is said when a connection ends is
-`hypercorn_ends`', and when it was idle for too long `hypercorn_idle`'s.) Knows nothing of the mesh.
+callers into one connection. A stream that Hypercorn refuses by itself never ends; nor does, for its
+caller, one whose application fails in the middle of its answer. Who leaves before it has its answer
+over HTTP/2 leaves the application waiting for ever for room to write, with all that belongs to the
+connection. Who sends more of a body than fits into the queue of an application that answers without
+it leaves both waiting for each other. And on the trio worker whatever a connection raises ends the
+whole server: a ``:path`` that is not ASCII is enough, from a peer whom no intention allows. And a
+server that ends waits without limit for a peer that does not read its answer, or that stops in the
+middle of its upload. (What is said when a connection ends is `hypercorn_ends`', and when it was
+idle for too long `hypercorn_idle`'s.) Knows nothing of the mesh.
 """
 
 from __future__ import annotations
@@ -68,6 +69,7 @@ def mend() -> None:
         _let_writers_go(H2Protocol)
         _let_readers_go(H11Protocol, lambda self: self.stream)
         _let_readers_go(H2Protocol, lambda self, number: self.streams.get(number))
+        _end_what_was_begun(H2Protocol)
         for kind in (HTTPStream, WSStream):
             _forget_refused(kind)
         end_in_order(H2Protocol, H11Protocol)
@@ -171,6 +173,41 @@ def _let_readers_go(protocol: Any, stream_of: Callable[..., Any]) -> None:
         if put is not None:
             _make_room(put.__self__)
         return original(self, *number)  # type: ignore[no-any-return]
+
+    protocol._close_stream = _close_stream
+
+
+def _end_what_was_begun(protocol: Any) -> None:
+    """Have streams end whose application fails, or leaves a WebSocket, as HTTP/1.1 does."""
+    from h2.errors import ErrorCodes
+
+    original = protocol._close_stream
+
+    def is_open(self: Any, number: int) -> bool:
+        stream = self.connection.streams.get(number)
+        return number in self.stream_buffers and stream is not None and not stream.closed
+
+    def _close_stream(self: Any, number: int) -> Coroutine[Any, Any, None]:
+        buffer = self.stream_buffers.get(number)
+        if buffer is None or buffer._complete or self.closed or not is_open(self, number):
+            return original(self, number)  # type: ignore[no-any-return]
+        return end(self, number, buffer)
+
+    async def end(self: Any, number: int, buffer: Any) -> None:
+        handshake = getattr(self.streams.get(number), "handshake", None)
+        if getattr(handshake, "accepted", False):
+            buffer.set_complete()
+        else:
+            # In the application's task, which has gone: what it has said is sent before.
+            self.priority.unblock(number)
+            await self.has_data.set()
+            await buffer.drain()
+            if is_open(self, number):
+                self.connection.reset_stream(number, ErrorCodes.INTERNAL_ERROR)
+                await self._flush()
+        if number in self.stream_buffers:
+            self.priority.unblock(number)
+        await original(self, number)
 
     protocol._close_stream = _close_stream
 
