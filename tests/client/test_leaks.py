@@ -309,6 +309,38 @@ def test_two_loops_of_two_threads_share_a_client(authority: Authority, mesh: Sta
         assert all(ended.acquire(timeout=PATIENCE) for _ in range(2))
 
 
+@pytest.mark.parametrize("kind", ["asyncio", "uvloop", "trio"])
+def test_a_close_ends_the_connections_of_httpx_in_other_loops(
+    authority: Authority, mesh: StaticMesh, kind: str
+) -> None:
+    """Those of a client with HTTP/2, and of trio, too."""
+    ended = threading.Event()
+
+    def script(wire: Wire) -> None:
+        answering()(wire)
+        ended.set()
+
+    with serving(authority, script) as server, Driver(kind).running() as driver:
+        mesh.tell("tax", server.endpoint("tax"))
+        client = AsyncClient(mesh, http2=True)
+        assert driver.run(client.get, "https://tax/").text == "ok"
+        assert not ended.is_set()
+        asyncio.run(client.aclose())
+        assert ended.wait(PATIENCE)
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+def test_a_close_minds_no_loop_that_has_ended(authority: Authority, mesh: StaticMesh) -> None:
+    """It took its connections with it."""
+    with serving(authority, answering()) as server:
+        mesh.tell("tax", server.endpoint("tax"))
+        client = AsyncClient(mesh, http2=True)
+        assert asyncio.run(client.get("https://tax/")).text == "ok"
+        asyncio.run(client.aclose())
+        del client
+        gc.collect()
+
+
 class _Late(AsyncMeshTransport):
     """A transport whose first call is overtaken by another loop's `aclose`."""
 

@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import asyncio
 import math
+import sys
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import anyio
@@ -236,6 +238,7 @@ class AsyncStockCarrier:
         self._loop = weakref.ref(loop)
         self._mesh, self._http1, self._http2, self._limits = mesh, http1, http2, limits
         self._lanes = Lanes(mesh, self._make, limits, shared=True)
+        self._leaving: asyncio.Task[None] | None = None
 
     @property
     def loop(self) -> Any:
@@ -307,6 +310,22 @@ class AsyncStockCarrier:
     async def aclose(self) -> None:
         """Close every connection."""
         await _close(self._lanes.clear())
+
+    def leave(self) -> None:
+        """Close every connection, from any thread."""
+        loop = self.loop
+        with suppress(RuntimeError):  # the loop has ended, and took the connections with it
+            if isinstance(loop, asyncio.AbstractEventLoop):
+                loop.call_soon_threadsafe(self._begin_leaving, loop)
+            elif loop is not None:
+                loop.run_sync_soon(sys.modules["trio"].lowlevel.spawn_system_task, self._leave_now)
+
+    def _begin_leaving(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._leaving = loop.create_task(self._leave_now())
+
+    async def _leave_now(self) -> None:
+        with suppress(Exception):  # nobody is there to be told
+            await self.aclose()
 
     def retire(self) -> list[AsyncStockCarrier]:
         """Tell what has to be closed later: this, with its connections."""

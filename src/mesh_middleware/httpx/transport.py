@@ -330,7 +330,7 @@ class AsyncMeshTransport(httpx.AsyncBaseTransport):
         for loop, carrier in [*self._take_carriers(), *((one.loop, one) for one in left)]:
             if loop is here:
                 await carrier.aclose()
-            elif isinstance(carrier, AsyncCarrier):
+            else:
                 carrier.leave()
 
     def _take_carriers(self) -> list[tuple[Any, AsyncCarrier | AsyncStockCarrier]]:
