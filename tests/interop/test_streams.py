@@ -16,6 +16,7 @@ from h2.events import (
     StreamEnded,
     StreamReset,
 )
+from h2.settings import SettingCodes
 from hyperframe.frame import GoAwayFrame
 from wsproto.events import CloseConnection, TextMessage
 
@@ -80,6 +81,18 @@ async def shakes_hands_wrongly(connection: Http2) -> Seen:
     return await read(connection, never)
 
 
+async def leaves_streams_open(connection: Http2) -> Seen:
+    """It ends no request, and does not count those that were answered."""
+    seen: Seen = []
+    for stream in range(1, 2 * (LIMIT + 3), 2):
+        send(connection, stream, NOTHING_ODD | WEBSOCKET, whole=False)
+        seen += await read(connection, lambda seen: len(seen) == 1)
+        settings = connection._h2.remote_settings
+        settings[SettingCodes.MAX_CONCURRENT_STREAMS] = 100
+        settings.acknowledge()
+    return seen + await read(connection, never)
+
+
 CLOSED = (ConnectionTerminated, 0, 0)
 """Of an idle connection."""
 CALLERS: Mapping[Callable[[Http2], Awaitable[Seen]], Seen] = {
@@ -89,6 +102,7 @@ CALLERS: Mapping[Callable[[Http2], Awaitable[Seen]], Seen] = {
         *((StreamEnded, stream, 0) for stream in (1, 3, 5, 11)),
         CLOSED,
     ],
+    leaves_streams_open: [*((StreamEnded, stream, 0) for stream in (1, 3, 5, 7, 9, 11)), CLOSED],
     shakes_hands_wrongly: [(StreamEnded, 1, 0), CLOSED],
 }
 

@@ -206,13 +206,15 @@ def _count_streams(protocol: Any) -> None:
 def _beyond_the_limit(protocol: Any, events: list[Any]) -> list[int]:
     """The streams begun by *events* that are more than the connection may have at once."""
     limit, connection = protocol.config.h2_max_concurrent_streams, protocol.connection
-    if len(connection.streams) <= limit:  # with some that have ended
+    # The first count is quick, and holds some that have ended.
+    if len(connection.streams) <= limit or connection.open_inbound_streams <= limit:
         return []
     from h2.events import RequestReceived
 
-    beyond = connection.open_inbound_streams - limit
     begun = [each.stream_id for each in events if isinstance(each, RequestReceived)]
-    return [each for each in begun if each in connection.streams][-beyond:] if beyond > 0 else []
+    # What was answered takes no place, though its peer may never end it: it would be refused for
+    # ever, where h2 made it connect anew.
+    return begun[max(0, limit - len(protocol.streams)) :]
 
 
 def _keep_answering(protocol: Any) -> None:
