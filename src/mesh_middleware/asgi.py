@@ -90,9 +90,7 @@ class MeshAuthz:
         inner["state"] = {**state, "mesh": caller} if state else {"mesh": caller}
         if verdict.handed:
             inner["headers"] = _replaced(scope.get("headers", ()), verdict.handed)
-        plain = kind == "http" and scope.get("http_version") != "2"
-        end = None if plain else _Ending(scope, send)
-        work = self.app(inner, receive, send if end is None else end.send)
+        work = self.app(inner, receive, send)
         live = self._live
         task = live.enter(bond, scope)
         try:
@@ -110,8 +108,11 @@ class MeshAuthz:
         finally:
             if task is not None:
                 live.leave(task)
-        if end is not None:
-            await end.finish()
+        # What was begun over HTTP says no end of its own, so that nobody takes it for complete: the
+        # server closes the connection or, over HTTP/2, resets the stream.
+        if kind == "websocket":
+            close = {"type": "websocket.close", "code": POLICY_CLOSE, "reason": "denied by policy"}
+            await send(close)
 
     def _denied_now(self, peer: Peer | None, scope: Mapping[str, Any]) -> bool:
         mesh = self._door.mesh
@@ -134,35 +135,6 @@ def _replaced(
     gone = {name.replace("_", "-").encode() for name in handed}
     kept = [(k, v) for k, v in headers if k.lower().replace(b"_", b"-") not in gone]
     return kept + [(k.encode(), v.encode()) for k, v in handed.items() if v is not None]
-
-
-class _Ending:
-    """
-    Ends, in the application's place, what it had begun.
-
-    For WebSockets and HTTP/2. HTTP/1.1 needs nothing: the server closes the connection, which tells
-    a stream that was cut from one that is complete. HTTP/2 clients wait for ever without a last
-    frame, so there, and only there, it is watched whether the application has begun to answer.
-    """
-
-    __slots__ = ("_begun", "_send", "_socket", "send")
-
-    def __init__(self, scope: Scope, send: Send) -> None:
-        self._send, self._begun = send, False
-        self._socket = scope["type"] == "websocket"
-        self.send: Send = send if self._socket else self._watch
-
-    async def _watch(self, message: Message) -> None:
-        self._begun = True
-        await self._send(message)
-
-    async def finish(self) -> None:
-        """Send the last frame, where one is needed."""
-        if self._socket:
-            close = {"type": "websocket.close", "code": POLICY_CLOSE, "reason": "denied by policy"}
-            await self._send(close)
-        elif self._begun:
-            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 async def _refuse(scope: Scope, receive: Receive, send: Send, decision: Decision) -> None:

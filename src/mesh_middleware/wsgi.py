@@ -138,10 +138,9 @@ class _Pieces:
         if not self._begun:
             self._begun = True  # judged a moment ago; most answers have no more than this piece
         elif self._is_over():
-            if self._environ.get("SERVER_PROTOCOL") == "HTTP/2":
-                raise StopIteration  # its clients would wait for ever for a last frame
-            # An end without the last chunk tells a cut answer from a complete one. Hypercorn,
-            # which alone gives a peer here, takes a cancellation without a word.
+            # An end without the last chunk, or a stream that is reset, tells a cut answer from a
+            # complete one. Hypercorn, which alone gives a peer here, takes a cancellation without a
+            # word.
             raise asyncio.CancelledError
         return part
 
