@@ -144,7 +144,8 @@ def _is_used(inner: Any) -> bool:
         return not inner.idle
     # On trio others run between the coming of a request and its stream.
     state = getattr(getattr(inner, "connection", None), "their_state", None)
-    return inner.stream is not None or str(state) in ("SEND_BODY", "DONE")
+    comes = str(state) in ("SEND_BODY", "DONE") and not getattr(inner, "mesh_unread", 0)
+    return inner.stream is not None or comes
 
 
 def _hear_no_more(protocol: Any) -> None:
