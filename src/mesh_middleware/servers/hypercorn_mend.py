@@ -28,6 +28,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from .hypercorn_backlog import go_on_reading
 from .hypercorn_ends import close_in_order, end_in_order, say_the_last, socket_of
 from .hypercorn_idle import end_idle, forget_closed, time_lightly, time_what_is_idle
 from .hypercorn_unread import read_what_is_left
@@ -68,6 +69,7 @@ def mend() -> None:
     if not hasattr(H2Protocol, "mesh_mended"):
         _keep_streams(H2Protocol)
         _refuse_malformed(H2Protocol)
+        go_on_reading(H2Protocol)
         _let_writers_go(H2Protocol)
         _let_readers_go(H11Protocol, lambda self: self.stream)
         _let_readers_go(H2Protocol, lambda self, number: self.streams.get(number))
