@@ -103,6 +103,21 @@ def fill(frames: Frames, stream: int) -> bytes:
     return sent
 
 
+def send_all(frames: Frames, stream: int, body: bytes) -> None:
+    """Send *body* as there comes room for it, and the end."""
+    sent = 0
+    while sent < len(body):
+        room = min(frames.h2.local_flow_control_window(stream), 16_384)
+        frames.h2.send_data(stream, body[sent : sent + room])
+        sent += room
+        frames.flush()
+        if not room:
+            frames.read()
+            assert not frames.lost
+    frames.h2.end_stream(stream)
+    frames.flush()
+
+
 @pytest.mark.parametrize("size", [1, 1000], ids=str)
 def test_an_upload_that_nobody_reads_holds_up_no_other(frames: Frames, size: int) -> None:
     """Others are answered meanwhile; and it is read whole, however small its pieces are."""
@@ -124,24 +139,13 @@ def test_room_is_given_when_it_is_read(frames: Frames) -> None:
     upload, other = post(frames, b"/late"), post(frames, b"/other")
     sent = fill(frames, upload)
     assert 0 < len(sent) < MOST
-    also = b"x" * WINDOW
-    for at in range(0, len(also), 16_384):
-        frames.h2.send_data(other, also[at : at + 16_384])
-    frames.h2.end_stream(other)
-    frames.flush()
+    also, more = b"x" * 2 * WINDOW, b"y" * 4 * WINDOW
+    send_all(frames, other, also)
     ask(frames, b"/go", other)
     assert frames.bodies[other] == right(also)
-    for _ in range(20):
-        while not frames.h2.local_flow_control_window(upload):
-            frames.read()
-        room = min(frames.h2.local_flow_control_window(upload), 16_384)
-        frames.h2.send_data(upload, b"y" * room)
-        sent += b"y" * room
-        frames.flush()
-    frames.h2.end_stream(upload)
-    frames.flush()
+    send_all(frames, upload, more)
     frames.until(upload)
-    assert frames.bodies[upload] == right(sent)
+    assert frames.bodies[upload] == right(sent + more)
 
 
 def test_who_gives_up_what_nobody_reads_disturbs_no_other(frames: Frames) -> None:
