@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable, Mapping
+from types import SimpleNamespace
 
 import pytest
 
 from mesh_middleware.dev import DevAgent
-from mesh_middleware.servers.hypercorn_unread import MAX_UNREAD
+from mesh_middleware.servers.hypercorn_unread import MAX_UNREAD, _expects
 
 from ..attack.raw import dial, read_all
 from .conftest import Serve
@@ -129,6 +130,14 @@ CALLERS: Mapping[Callable[[ssl.SSLSocket, bytes], list[int]], list[int]] = {
     never_ends: [0],
     sends_too_much: [0],
 }
+
+
+@pytest.mark.parametrize("name", [b"expect", b"Expect"], ids=["lower", "raw"])
+def test_who_waits_for_leave_is_known_however_it_is_spelt(name: bytes) -> None:
+    """With ``h11_pass_raw_headers`` Hypercorn leaves names as they came."""
+    assert _expects(SimpleNamespace(scope={"headers": [(b"a", b"b"), (name, b"100-continue")]}))
+    assert not _expects(SimpleNamespace(scope={"headers": [(b"a", b"expect")]}))
+    assert not _expects(None)
 
 
 @pytest.mark.parametrize("worker", ["asyncio", "uvloop", "trio"])

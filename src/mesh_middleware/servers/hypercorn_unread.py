@@ -63,7 +63,8 @@ def _is_left(connection: Any) -> bool:
 def _expects(stream: Any) -> bool:
     """Whether its caller may not send the body any more: what comes then may be no body."""
     scope = getattr(stream, "scope", None) or {}
-    return any(name == b"expect" for name, _ in scope.get("headers", ()))
+    # In any case of letters: `h11_pass_raw_headers` leaves them as they came.
+    return any(name.lower() == b"expect" for name, _ in scope.get("headers", ()))
 
 
 async def _read(protocol: Any) -> bool:
