@@ -27,7 +27,7 @@ LAYERS = [
     "mesh plugins hookspecs belief chains entries following registration upstreams watcher metrics"
     " raw calling outbound keeper probe refusals watched judging",
     # doors, and what they share
-    "asgi wsgi flask httpx httpx2 servers doors answers live",
+    "asgi wsgi flask httpx httpx2 servers inbound doors answers live",
     # commands
     "cli dev pytest_plugin",
 ]

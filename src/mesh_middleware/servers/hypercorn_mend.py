@@ -28,6 +28,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from ._hypercorn.repairs import install_repairs
 from .hypercorn_backlog import go_on_reading
 from .hypercorn_ends import close_in_order, end_in_order, say_the_last, socket_of
 from .hypercorn_idle import end_idle, forget_closed, time_lightly, time_what_is_idle
@@ -66,6 +67,7 @@ def mend() -> None:
     from hypercorn.protocol.http_stream import HTTPStream
     from hypercorn.protocol.ws_stream import WSStream
 
+    install_repairs()
     if not hasattr(H2Protocol, "mesh_mended"):
         _keep_streams(H2Protocol)
         _refuse_malformed(H2Protocol)

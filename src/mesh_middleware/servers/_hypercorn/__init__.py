@@ -1,0 +1,1 @@
+"""How this package joins Hypercorn: what is not part of its public configuration module."""
