@@ -6,13 +6,17 @@ BIN := .venv/bin
 STAMP := .venv/installed
 PROJECTS := pyproject.toml $(wildcard plugins/*/pyproject.toml)
 
-.PHONY: demo test lint bench fuzz soak reliability clean install
+.PHONY: demo test test-fast lint bench fuzz soak reliability clean install
 
 demo: $(STAMP)
 	$(BIN)/mesh demo
 
 test: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/test
+
+# Under a minute: every test that starts no process. Before each commit.
+test-fast: $(STAMP)
+	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/test-fast
 
 lint: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/check

@@ -234,6 +234,7 @@ def test_the_mesh_entrys_normalization_is_honoured_in_envoys_reading(
     assert decide(strict, target=b"/a//b").reason == "readings_differ"
 
 
+@pytest.mark.process
 def test_an_old_consul_without_these_kinds_is_no_trouble(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

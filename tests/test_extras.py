@@ -11,6 +11,8 @@ import pytest
 
 from .support.servers import clean_environment
 
+pytestmark = pytest.mark.process
+
 LACKING = [
     ("flask", "from mesh_middleware import MeshNative", "flask"),
     ("flask", "from mesh_middleware.flask import mesh_peer", "flask"),

@@ -288,6 +288,7 @@ print("well")
 """
 
 
+@pytest.mark.process
 def test_a_fork_forgets(agent: DevAgent) -> None:
     """The watcher's thread is not there in the child: nothing is judged by what it knew."""
     done = subprocess.run(
@@ -300,6 +301,7 @@ def test_a_fork_forgets(agent: DevAgent) -> None:
     assert (done.stdout.strip(), done.returncode) == ("well", 0), done.stderr
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 def test_a_process_that_just_ends_deregisters(agent: DevAgent, host: str) -> None:
     """

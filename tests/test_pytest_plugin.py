@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import httpx
+import pytest
 
 from mesh_middleware.dev import DevAgent, Faults
 
@@ -54,6 +55,7 @@ def test_mesh_identity_calls_as_a_service(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.process
 def test_plugin_costs_nothing_where_it_is_not_used() -> None:
     """Loading it imports no agent, no cryptography, no server."""
     code = (

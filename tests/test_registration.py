@@ -68,6 +68,7 @@ def said(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline().strip()
 
 
+@pytest.mark.process
 def test_one_process_of_two_is_the_owner(tmp_path: Path) -> None:
     """The second gets no for an answer, without waiting."""
     mine = OwnerLock(AGENT, "tax-5003", tmp_path)
@@ -80,6 +81,7 @@ def test_one_process_of_two_is_the_owner(tmp_path: Path) -> None:
         assert not mine.acquire() and not mine.held
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM], ids=lambda s: s.name)
 def test_ownership_dies_with_its_holder(tmp_path: Path, ending: signal.Signals) -> None:
     """A killed owner leaves no stale lock: the next attempt takes over."""
@@ -93,6 +95,7 @@ def test_ownership_dies_with_its_holder(tmp_path: Path, ending: signal.Signals) 
     mine.release()
 
 
+@pytest.mark.process
 def test_one_process_owns_an_instance_once(tmp_path: Path) -> None:
     """Two meshes of one service in one process: the second stands by, and its end takes nothing."""
     first, second = (OwnerLock(AGENT, "tax-5003", tmp_path) for _ in range(2))
@@ -107,6 +110,7 @@ def test_one_process_owns_an_instance_once(tmp_path: Path) -> None:
         assert said(other) == "held" and not first.acquire()
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("what", ["instance", "agent"])
 def test_locks_of_different_registrations_do_not_touch(tmp_path: Path, what: str) -> None:
     """Two instances on one host, or one with two agents, each have an owner."""
@@ -284,6 +288,7 @@ def test_first_beat_registers_and_reports(tmp_path: Path) -> None:
     run(scenario())
 
 
+@pytest.mark.process
 def test_who_is_not_the_owner_registers_nothing(tmp_path: Path) -> None:
     """The other worker's registration is not touched, not by beats and not by the end."""
 
@@ -519,6 +524,7 @@ def test_owner_that_hands_over_leaves_the_instance(tmp_path: Path) -> None:
     run(scenario())
 
 
+@pytest.mark.process
 def test_one_that_stood_by_takes_away_what_nobody_owns(tmp_path: Path) -> None:
     """The owner was killed, or handed over to nobody, and all end: the instance does not stay."""
 

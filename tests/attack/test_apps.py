@@ -13,6 +13,8 @@ from ..interop.callers import Identity, knock
 from ..interop.conftest import Serve
 from ..support.servers import Process, clean_environment
 
+pytestmark = pytest.mark.process
+
 TWO = """
 from flask import Flask
 from werkzeug.middleware.dispatcher import DispatcherMiddleware

@@ -87,6 +87,7 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Iterator[Se
             yield Served(agent, server.wait_ready())
 
 
+@pytest.mark.process
 def test_poisoned_heads_end_their_own_connection_only(served: Served) -> None:
     """Sent by a caller whom the policy denies; another's request waits meanwhile, unharmed."""
     with Frames(served.port, served.pem["invoice"]) as well:
@@ -100,6 +101,7 @@ def test_poisoned_heads_end_their_own_connection_only(served: Served) -> None:
         release(served, well, waits)
 
 
+@pytest.mark.process
 def test_a_refused_upload_ends_no_other_stream(served: Served) -> None:
     """The refusal comes before the body does; what arrives of it afterwards harms nobody."""
     with Frames(served.port, served.pem["reader"]) as frames:

@@ -9,6 +9,8 @@ from mesh_middleware.dev import DevAgent
 from ..interop.callers import Identity, knock
 from ..interop.conftest import Serve
 
+pytestmark = pytest.mark.process
+
 STARLETTE = """
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse

@@ -54,6 +54,7 @@ def test_a_key_among_the_certificates_is_refused(ca: Ca) -> None:
             read_leaf(leaf.pem + key)
 
 
+@pytest.mark.process
 def test_an_encrypted_key_asks_nobody_for_a_password(ca: Ca) -> None:
     """One hidden in the chain, had it come so far: OpenSSL would ask the terminal, and the watcher
     wait for it. Of 256 that it cannot decrypt it takes one for decrypted, and looks for the next.

@@ -87,6 +87,7 @@ def test_a_good_handshake_is_no_refusal(inside: Inside) -> None:
     assert inside.mesh.status()["handshakes_refused"] == before
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("worker", ["asyncio", "uvloop", "trio"])
 def test_every_worker_tells_it(worker: str, serve: Serve) -> None:
     """The real servers, which say nothing of their own."""

@@ -14,6 +14,8 @@ from ..interop.conftest import Serve
 from ..support.servers import PATIENCE
 from .raw import Frames, dial, read_all
 
+pytestmark = pytest.mark.process
+
 FLASK = """
 import itertools
 import threading

@@ -27,6 +27,7 @@ def address(process: Process) -> str:
     return found[1]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
 def test_it_ends_cleanly(tmp_path: Path, number: signal.Signals) -> None:
     """Exit code 0 and a last line, no traceback."""
@@ -37,6 +38,7 @@ def test_it_ends_cleanly(tmp_path: Path, number: signal.Signals) -> None:
         assert process.lines[-1] == "dev agent: stopped"
 
 
+@pytest.mark.process
 def test_it_tells_what_it_is_and_what_is_written(tmp_path: Path) -> None:
     """Trust domain and policy at the start, one line per write, none per reading."""
     with agent(tmp_path, "--default-policy", "deny", "--datacenter", "here") as process:
@@ -51,6 +53,7 @@ def test_it_tells_what_it_is_and_what_is_written(tmp_path: Path) -> None:
     assert "hush" not in process.output and "GET" not in process.output
 
 
+@pytest.mark.process
 def test_state_outlives_the_process(tmp_path: Path) -> None:
     """With --state the CA and the intentions are there again."""
     domains = []

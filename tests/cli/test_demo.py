@@ -52,6 +52,7 @@ def expect_rotation(found: dict[str, Any]) -> None:
         assert len({each["issuer"] for each in seen}) == 2
 
 
+@pytest.mark.process
 @pytest.mark.timeout(150)
 def test_on_the_dev_agent_all_of_it_holds(tmp_path: Path) -> None:
     """Ten steps held, exit code 0, and the evidence says how."""
@@ -82,6 +83,7 @@ def test_on_the_dev_agent_all_of_it_holds(tmp_path: Path) -> None:
     assert "PRIVATE KEY" not in json.dumps(found) + process.output
 
 
+@pytest.mark.process
 @pytest.mark.timeout(240)
 def test_on_a_real_consul_all_that_it_offers_holds(tmp_path: Path) -> None:
     """A private server is started; what its version lacks is said, and does not count."""
@@ -96,6 +98,7 @@ def test_on_a_real_consul_all_that_it_offers_holds(tmp_path: Path) -> None:
     expect_nothing_left(tmp_path, found["processes"])
 
 
+@pytest.mark.process
 @pytest.mark.timeout(150)
 def test_on_an_existing_agent_it_tidies_up_and_leaves_the_agent_alone(
     tmp_path: Path, old_consul: RealConsul, run: Run, monkeypatch: pytest.MonkeyPatch
@@ -135,6 +138,7 @@ def test_an_existing_agent_that_denies_by_default_is_not_touched(
     assert "denies by default" in err and "hypercorn" not in out
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("number", "when"),
     [
@@ -158,6 +162,7 @@ def test_interrupted_it_leaves_nothing_behind(
     expect_nothing_left(tmp_path, evidence(tmp_path)["processes"])
 
 
+@pytest.mark.process
 def test_a_service_that_cannot_start_fails_the_demo_and_shows_why(tmp_path: Path) -> None:
     """Exit code 1, the failed step, its log, and the steps that were not reached."""
     (tmp_path / "flask.py").write_text("raise SystemExit('this flask is broken')\n")
@@ -170,6 +175,7 @@ def test_a_service_that_cannot_start_fails_the_demo_and_shows_why(tmp_path: Path
     expect_nothing_left(tmp_path, evidence(tmp_path)["processes"])
 
 
+@pytest.mark.process
 def test_evidence_may_go_to_standard_output(run: Run) -> None:
     """With --json - the output is JSON alone, also when there was nothing to see."""
     code, out, err = run("demo", "--consul", "/nowhere/consul", "--json", "-")

@@ -167,6 +167,7 @@ def python(folder: Path, code: str) -> Process:
     return Process("child", command, cwd=folder, environment=clean_environment(), log=log)
 
 
+@pytest.mark.process
 def test_a_process_that_will_not_end_is_killed_with_its_children(tmp_path: Path) -> None:
     """The session is killed, so that a server's workers do not outlive it."""
     code = (
@@ -185,6 +186,7 @@ def test_a_process_that_will_not_end_is_killed_with_its_children(tmp_path: Path)
     process.stop()
 
 
+@pytest.mark.process
 def test_a_process_that_ended_is_noticed_with_its_code(tmp_path: Path) -> None:
     """Its last lines are there to be shown."""
     process = python(tmp_path, "print('last words'); raise SystemExit(3)")
@@ -204,6 +206,7 @@ def test_a_process_that_ended_is_noticed_with_its_code(tmp_path: Path) -> None:
     assert process.said_since(len("last ")) == "words\n"
 
 
+@pytest.mark.process
 def test_a_program_that_is_not_there_is_a_process_error(tmp_path: Path) -> None:
     """With its name, not a traceback."""
     nowhere = Process(

@@ -327,6 +327,7 @@ def test_the_live_agent_is_asked(
     assert told(run, "api", "GET", "/admin")["service"] == "web"
 
 
+@pytest.mark.process
 def test_a_real_old_consul_is_asked(
     run: Run, old_consul: RealConsul, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -504,6 +505,7 @@ def batch(cases: str, *words: str, said: str = "") -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+@pytest.mark.process
 def test_a_batch_answers_every_line_in_order() -> None:
     """The keys of the issue, and no others; a line that is no case gets an answer, too."""
     admin = {"method": "GET", "target": "/x/..%2fadmin", "headers": [["host", "web"]]}
@@ -552,12 +554,14 @@ def test_a_line_that_is_no_case_is_denied_and_told(odd: Any) -> None:
     assert number == 2 and 0 < len(why) <= 200
 
 
+@pytest.mark.process
 def test_many_lines_that_are_no_cases_are_summed_up() -> None:
     """A file that is something else does not fill the screen."""
     lines = [f"mesh: line {n} is no case: a case is a JSON object\n" for n in range(1, 11)]
     batch("\n".join(["7"] * 1000), said="".join([*lines, "mesh: 1000 lines in all are no cases\n"]))
 
 
+@pytest.mark.process
 def test_a_closed_standard_input_is_one_line() -> None:
     """As of a service manager that gives none."""
     command = f"{sys.executable} -m mesh_middleware.cli explain --batch <&-"
@@ -568,12 +572,14 @@ def test_a_closed_standard_input_is_one_line() -> None:
     assert done.stderr == "mesh: --batch reads its cases from standard input, which is closed\n"
 
 
+@pytest.mark.process
 def test_a_batch_takes_lines_that_end_as_on_windows() -> None:
     """With a carriage return."""
     [found] = batch(json.dumps(case("a")) + "\r\n\r\n")
     assert found["allowed"]
 
 
+@pytest.mark.process
 def test_a_batch_reads_bytes_as_latin_1() -> None:
     """One character is one byte; a byte that is not ASCII is no sound target."""
     request = {"method": "GET", "target": "/items/\u00e9", "headers": [["host", "web"]]}
@@ -581,6 +587,7 @@ def test_a_batch_reads_bytes_as_latin_1() -> None:
     assert found["reason"] == "unsound_target"
 
 
+@pytest.mark.process
 def test_a_batch_takes_reading_mesh_entry_and_providers(tmp_path: Path) -> None:
     """--reading, --mesh and --jwt-providers count for every case."""
     issuer = Issuer()
@@ -598,6 +605,7 @@ def test_a_batch_takes_reading_mesh_entry_and_providers(tmp_path: Path) -> None:
     assert batch(lines, *words, "--reading", "strict")[0]["reason"] == "readings_differ"
 
 
+@pytest.mark.process
 def test_a_batch_answers_before_the_next_case_comes() -> None:
     """Whoever waits for an answer gets it: nothing is held back until standard input ends."""
     command = [sys.executable, "-m", "mesh_middleware.cli", "explain", "--batch"]

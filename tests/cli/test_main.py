@@ -36,6 +36,7 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.process
 def test_without_its_extra_the_command_names_it() -> None:
     """One line, exit code 2, no traceback."""
     done = python(WITHOUT_TYPER)
@@ -45,11 +46,13 @@ def test_without_its_extra_the_command_names_it() -> None:
     )
 
 
+@pytest.mark.process
 def test_help_imports_nothing_heavy() -> None:
     """``mesh --help`` starts no HTTP client, no cryptography and no mesh."""
     assert python(WHAT_HELP_IMPORTS).stdout.splitlines()[-1] == "[]"
 
 
+@pytest.mark.process
 def test_the_module_is_the_command_too() -> None:
     """``python -m mesh_middleware.cli`` hands its exit code on."""
     done = subprocess.run(
@@ -63,6 +66,7 @@ def test_the_module_is_the_command_too() -> None:
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
 
 
+@pytest.mark.process
 def test_a_reader_that_leaves_is_no_error_to_talk_about() -> None:
     """``mesh --help | true`` prints no traceback."""
     command = f"{sys.executable} -m mesh_middleware.cli --help | true"
@@ -80,6 +84,7 @@ def test_no_words_print_the_help(run: Run) -> None:
     assert err == ""
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "words",
     [

@@ -14,6 +14,8 @@ from tests.support.consul import RealConsul
 
 from .conftest import Run
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture(autouse=True)
 def agent(old_consul: RealConsul, monkeypatch: pytest.MonkeyPatch) -> Iterator[AgentApi]:

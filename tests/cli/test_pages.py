@@ -85,6 +85,7 @@ def test_variables_on_the_pages_are_settings() -> None:
     assert named - OTHERS <= {f"MESH_{name.upper()}" for name in NAMES}
 
 
+@pytest.mark.process
 def test_hypercorn_on_the_pages_takes_what_it_is_given() -> None:
     """Each option of a ``hypercorn`` line is one of that command's, and its module is there."""
     asked = [sys.executable, "-m", "hypercorn", "--help"]

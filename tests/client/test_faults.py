@@ -34,6 +34,8 @@ from .driver import Driver
 from .faulty import Faulty
 from .support import PATIENCE, Authority, StaticMesh, service_id
 
+pytestmark = pytest.mark.process
+
 CALLS = 300
 RETRIES = Retries(3, frozenset({"5xx", "reset", "connect-failure"}))
 TIMEOUT = httpx.Timeout(PATIENCE, read=0.3)

@@ -36,6 +36,7 @@ def test_the_names_are_the_same_and_the_classes_are_not() -> None:
     assert door2.Client.__module__ == "mesh_middleware.httpx2.client"
 
 
+@pytest.mark.process
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("suite", SUITES)
 def test_the_suite_holds_over_httpx2(suite: str) -> None:

@@ -24,6 +24,7 @@ COUNT = 240
 """More than the 200 connections that Consul grants an address."""
 
 
+@pytest.mark.process
 @pytest.mark.timeout(120)
 def test_more_upstreams_than_the_agent_grants_connections() -> None:
     """

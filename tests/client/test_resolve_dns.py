@@ -280,6 +280,7 @@ def _ask_in_child(resolver: DnsResolver) -> int:
         return 2
 
 
+@pytest.mark.process
 def test_a_real_consul_is_asked_by_dns() -> None:
     """Consul's own DNS: ``tax.connect.consul`` has the native instances, and the sidecars."""
     (port,) = free_ports(1)

@@ -624,6 +624,7 @@ def test_short_cuts_refuse_what_http_refuses() -> None:
 # As a process
 
 
+@pytest.mark.process
 def test_process_listens_says_so_and_ends_by_signal(file: Path) -> None:
     """One readable line, then it serves; SIGTERM ends it with 0, and the state is kept."""
     command = [sys.executable, "-m", "mesh_middleware.dev", "--port", "0", "--state", str(file)]
@@ -639,6 +640,7 @@ def test_process_listens_says_so_and_ends_by_signal(file: Path) -> None:
     assert domain.removesuffix(".consul") in file.read_text()
 
 
+@pytest.mark.process
 def test_process_that_cannot_start_says_why_in_one_line() -> None:
     """Exit code 1 and a line on standard error."""
     command = [sys.executable, "-m", "mesh_middleware.dev", "--host", "0.0.0.0"]

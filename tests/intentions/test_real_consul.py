@@ -88,6 +88,7 @@ def change(store: Store, rnd: random.Random) -> None:
             store.put(*sides, rnd.choice(("allow", "deny")))
 
 
+@pytest.mark.process
 def test_order_and_verdicts_are_consuls(store: Store) -> None:
     """
     For each of many random sets: our order is that of `match`, our verdict that of `check`.
@@ -115,6 +116,7 @@ def test_order_and_verdicts_are_consuls(store: Store) -> None:
     assert {(True, True), (False, False)} <= seen
 
 
+@pytest.mark.process
 def test_precedence_is_what_consul_computes(store: Store) -> None:
     """Every shape of source and destination has the precedence that Consul gives it."""
     for name, destination in itertools.product(("api", "*"), ("web", "*")):

@@ -253,6 +253,7 @@ sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))
 """
 
 
+@pytest.mark.process
 def test_a_forked_child_writes_its_own_lines(tmp_path: Path) -> None:
     """Servers may fork after import: the child has a writer of its own."""
     file = tmp_path / "decisions.jsonl"
