@@ -14,9 +14,11 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
 
 from mesh_middleware import MeshAuthz
+from mesh_middleware.doors import Caller, Door, Verdict
 from mesh_middleware.exceptions import ConfigError
 from mesh_middleware.gate import UNBOUND
-from mesh_middleware.intentions import Reason
+from mesh_middleware.inbound.judgement import Judgement
+from mesh_middleware.intentions import Reason, decision
 from mesh_middleware.live import LiveRequests
 from mesh_middleware.mesh import running_mesh, set_default_mesh
 
@@ -455,13 +457,20 @@ def test_an_applications_own_error_is_not_hidden(inside: Inside) -> None:
         ask(inside, MeshAuthz(broken, mesh=inside.mesh), Exchange())
 
 
+def judgement(scope: Any = None) -> Judgement:
+    """A request that was let in, of nobody."""
+    door = Door()
+    verdict = Verdict(True, Caller(None, decision(Reason.EXEMPT), None))
+    return Judgement(UNBOUND, (), verdict, scope or {"path": "/"}, None, door)
+
+
 def test_a_sweep_after_the_loop_has_ended_harms_nobody() -> None:
     """A policy may change when the server has ended already."""
-    live = LiveRequests(lambda peer, scope: True)
+    live = LiveRequests(lambda request: True)
     live.sweep_soon()
 
     async def enter() -> Any:
-        return live.enter(UNBOUND, {})
+        return live.enter(judgement())
 
     task = asyncio.run(enter())
     live.sweep_soon()
@@ -472,4 +481,4 @@ def test_a_sweep_after_the_loop_has_ended_harms_nobody() -> None:
 
 def test_outside_of_any_loop_nothing_is_entered() -> None:
     """A door that is called by hand has no task to end."""
-    assert LiveRequests(lambda peer, scope: True).enter(UNBOUND, {}) is None
+    assert LiveRequests(lambda request: True).enter(judgement()) is None

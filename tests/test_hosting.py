@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from hypercorn.config import Config, Sockets
 
-from mesh_middleware.servers import hosting
+from mesh_middleware import hosting
 
 
 @pytest.fixture(autouse=True)

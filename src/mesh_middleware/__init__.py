@@ -80,14 +80,20 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
+def _make_host() -> Any:
+    """Compose what judges before the application of a server."""
+    from .frameworks import RECOGNISERS
+    from .inbound.host import Host
+
+    def bridge(app: Any) -> Any:
+        from .inbound.wsgi_bridge import WsgiBridge  # for WSGI applications only
+
+        return WsgiBridge(app)
+
+    return Host(RECOGNISERS, asgi=__getattr__("MeshAuthz").by_server, bridge=bridge)
+
+
 if "hypercorn.config" in sys.modules:
-    from .servers.guard import Doors
     from .servers.hypercorn_tls import teach
 
-    teach(
-        Doors(
-            lambda: int(import_module(".doors", __name__).Door.made),
-            lambda app: __getattr__("MeshAuthz")(app),
-            lambda app: __getattr__("MeshAuthzWSGI")(app),
-        )
-    )
+    teach(_make_host)

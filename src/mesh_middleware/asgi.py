@@ -14,15 +14,14 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMappi
 from typing import Any
 
 from .answers import refusal
-from .certificates import Peer
 from .config import Mode
 from .doors import Door
-from .gate import UNBOUND, current_bond
+from .gate import UNBOUND, ActiveRequest, connection_bond, enter_request, leave_request
+from .inbound.judgement import JUDGEMENT, SERVER_SEND, Judgement, find_judgement, routed_scope
 from .intentions import AsgiFacts, Decision
 from .intentions.facts import asgi_key
 from .live import Ended, LiveRequests
 from .mesh import Mesh
-from .trace import remember_trace
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -40,14 +39,19 @@ class MeshAuthz:
     """
     ASGI middleware that lets through what the intentions allow.
 
-    ``app.add_middleware(MeshAuthz)``, added last so that it is outermost.
+    ``app.add_middleware(MeshAuthz)``, added last so that it is outermost. Where it is not, the
+    server judges before the application, by the settings; this middleware then judges again only
+    what another middleware has changed, and its own `exempt`, `mode` and `shadow` allow nothing.
 
     Args:
         app: the application inside.
         mesh: judges; the process's own mesh unless given.
         exempt: canonical paths that anyone may call, besides the configured ones.
         mode: ``shadow`` lets every identified or plaintext request pass and logs the denial.
-        shadow: canonical paths at and below which the mode is ``shadow``.
+        shadow: canonical paths at and below which the mode is ``shadow``, besides the configured.
+
+    Attributes:
+        door: judges.
     """
 
     def __init__(
@@ -59,10 +63,26 @@ class MeshAuthz:
         mode: Mode | None = None,
         shadow: Iterable[str] = (),
     ) -> None:
+        self._set_up(app, Door(mesh, exempt=exempt, mode=mode, shadow=shadow))
+
+    def _set_up(self, app: App, door: Door) -> None:
         self.app = app
-        self._door = Door(mesh, exempt=exempt, mode=mode, shadow=shadow)
+        self.door = door
         self._live = LiveRequests(self._denied_now)
         self._heard: Mesh | None = None
+
+    @classmethod
+    def by_server(cls, app: App, door: Door | None = None) -> MeshAuthz:
+        """
+        Make the middleware that a server puts before an application.
+
+        Args:
+            app: what is served.
+            door: judges; one by the settings alone unless given.
+        """
+        made = cls.__new__(cls)
+        made._set_up(app, door or Door())
+        return made
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Judge one request or WebSocket; pass the lifespan through and close the mesh after it."""
@@ -70,32 +90,55 @@ class MeshAuthz:
         if kind == "lifespan":
             await self.app(scope, receive, self._closing(send))
             return
-        # The scheme is the server's word on this very connection: plaintext has no identity,
-        # whatever a context variable might say.
-        bond = current_bond() if scope.get("scheme") in _SECURE else UNBOUND
-        key = asgi_key(scope)
-        verdict = self._door.recall(bond.peer, key)
-        if verdict is None:
-            verdict = self._door.judge(bond.peer, AsgiFacts(scope, key), key)
-            if not verdict.passes:
-                await _refuse(scope, receive, send, verdict.decision)
-                return
+        outer = find_judgement(scope)
+        routed: Mapping[str, Any] | None = None
+        if outer is None:
+            # The scheme only takes an identity away: plaintext has none, whatever a context says.
+            bond = connection_bond() if scope.get("scheme") in _SECURE else UNBOUND
+            key = asgi_key(scope)
+            verdict = self.door.recall(bond.peer, key)
+            if verdict is None:
+                verdict = self.door.judge(bond.peer, AsgiFacts(scope, key), key)
+        else:
+            if isinstance(outer, Judgement):
+                if outer.door is not self.door:
+                    self.door.tell_overruled()
+                if outer.covers(scope, self.door.mesh):
+                    await self.app(_with_caller(scope, outer), receive, send)
+                    return
+                routed = routed_scope(scope, outer.root_path)
+            bond = outer.bond if outer.alive else UNBOUND
+            verdict = self.door.judge_all(bond.peer, _readings(scope, routed))
+        if not verdict.passes:
+            await _refuse(scope, receive, send, verdict.decision)
+            return
         caller = verdict.caller
         if caller.mesh is not self._heard and caller.mesh is not None:
             self._heard = caller.mesh
             caller.mesh.after_change(self._live.sweep_soon)
-        remember_trace(scope.get("headers", ()))
         # What the application sees. Written out, as all that each request pays for.
         inner, state = dict(scope), scope.get("state")
         inner["state"] = {**state, "mesh": caller} if state else {"mesh": caller}
+        headers = scope.get("headers", ())
         if verdict.handed:
-            inner["headers"] = _replaced(scope.get("headers", ()), verdict.handed)
-        work = self.app(inner, receive, send)
+            headers = _replaced(headers, verdict.handed)
+        request = inner[JUDGEMENT] = Judgement(
+            bond, headers, verdict, scope, scope.get(SERVER_SEND, send), self.door
+        )
+        inner["headers"] = [*headers]
+        if outer is not None:
+            _continue(request, outer, routed)
+        elif caller.mesh is None or caller.mesh.server is None:
+            send = _noting_the_end(request, send)
+        await self._run(self.app(inner, receive, send), request, kind, send)
+
+    async def _run(self, work: Awaitable[None], request: Judgement, kind: str, send: Send) -> None:
         live = self._live
-        task = live.enter(bond, scope)
+        token = enter_request(request)
+        task = live.enter(request)
         try:
             if task is None:
-                await live.run_on_trio(work, bond, scope)
+                await live.run_on_trio(work, request)
             else:
                 await work
         except Ended:
@@ -106,6 +149,8 @@ class MeshAuthz:
         else:
             return
         finally:
+            request.alive = False
+            leave_request(token)
             if task is not None:
                 live.leave(task)
         # What was begun over HTTP says no end of its own, so that nobody takes it for complete: the
@@ -114,18 +159,67 @@ class MeshAuthz:
             close = {"type": "websocket.close", "code": POLICY_CLOSE, "reason": "denied by policy"}
             await send(close)
 
-    def _denied_now(self, peer: Peer | None, scope: Mapping[str, Any]) -> bool:
-        mesh = self._door.mesh
-        ending = mesh is not None and mesh.ending
-        return ending or not self._door.passes_still(peer, AsgiFacts(scope))
+    def _denied_now(self, request: Judgement) -> bool:
+        mesh = self.door.mesh
+        if request.complete:
+            return False
+        if mesh is not None:
+            if mesh.server is not None and mesh.server.is_complete(request.send):
+                return False
+            if mesh.ending:
+                return True
+        peer, standing = request.bond
+        # Who only listens sends no bytes at whose coming the connection would end.
+        if peer is not None and standing is not None and standing.over():
+            return True
+        if mesh is not None and request.holds is not None and mesh.holds(*request.holds):
+            return False
+        readings = _readings(request.scope, request.routed)
+        if not self.door.passes_still(peer, *readings):
+            return True
+        request.holds = self.door.holds(peer, readings)
+        return False
 
     def _closing(self, send: Send) -> Send:
         async def watch(message: Message) -> None:
             if message["type"] in ("lifespan.shutdown.complete", "lifespan.shutdown.failed"):
-                self._door.close()
+                self.door.close()
             await send(message)
 
         return watch
+
+
+def _readings(scope: Mapping[str, Any], routed: Mapping[str, Any] | None) -> tuple[AsgiFacts, ...]:
+    return (AsgiFacts(scope),) if routed is None else (AsgiFacts(scope), AsgiFacts(routed))
+
+
+def _with_caller(scope: Scope, judged: Judgement) -> Scope:
+    """The scope with ``state["mesh"]``, which a middleware in between may have dropped."""
+    state = scope.get("state")
+    if state and state.get("mesh") is judged.verdict.caller:
+        return scope
+    return {**scope, "state": {**(state or {}), "mesh": judged.verdict.caller}}
+
+
+def _continue(request: Judgement, outer: ActiveRequest, routed: Mapping[str, Any] | None) -> None:
+    """Make the judgement of a middleware further in belong to the request as it came."""
+    request.routed = routed
+    if isinstance(outer, Judgement):
+        request.root_path, request.send = outer.root_path, outer.send
+
+
+def _noting_the_end(request: Judgement, send: Send) -> Send:
+    """Note the last byte of an answer, where the server does not tell the state of its streams."""
+
+    async def noting(message: Message) -> None:
+        await send(message)
+        kind = message["type"]
+        if kind == "websocket.close" or (
+            kind == "http.response.body" and not message.get("more_body", False)
+        ):
+            request.complete = True
+
+    return noting
 
 
 def _replaced(

@@ -63,6 +63,7 @@ class Settings:
         mode: ``enforce``, or ``shadow``: requests pass, would-be denials are logged.
         reading: how targets are read: ``strict`` (all readings must allow) or ``envoy``.
         exempt: canonical paths that anyone may call, plaintext included; exact, comma-separated.
+        shadow: canonical paths; at and below them the mode is ``shadow``.
         domain: Consul's DNS domain in upstream names.
         locality: where this process stands, ``region`` or ``region/zone``, as Consul's own
             ``Locality``; instances near it are called first.
@@ -106,6 +107,7 @@ class Settings:
     mode: Mode = "enforce"
     reading: Reading = "strict"
     exempt: tuple[str, ...] = ()
+    shadow: tuple[str, ...] = ()
     domain: str = DEFAULT_DOMAIN
     locality: str = ""
     wait: float = 300.0
@@ -401,6 +403,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "keep_max_age": _seconds(0),
     "tags": _texts,
     "exempt": _texts,
+    "shadow": _texts,
     "meta": _pairs,
     "wait": _seconds(_LEAST_WAIT),
     "poll": _seconds(0),
@@ -448,9 +451,12 @@ def _check(settings: Settings) -> None:
         raise ConfigError(f"max_answer_bytes = {settings.max_answer_bytes}: at least 1 is expected")
     if "/" in settings.service or settings.service == "*":
         raise ConfigError(f"service = {settings.service!r}: a name without / and not * is expected")
-    for path in settings.exempt:
-        if not path.startswith("/") or "?" in path or "%" in path or "//" in path:
-            raise ConfigError(f"exempt = {path!r}: a canonical path such as /healthz is expected")
+    for option in ("exempt", "shadow"):
+        for path in getattr(settings, option):
+            if not path.startswith("/") or "?" in path or "%" in path or "//" in path:
+                raise ConfigError(
+                    f"{option} = {path!r}: a canonical path such as /healthz is expected"
+                )
 
 
 def _check_agent(agent: str) -> None:

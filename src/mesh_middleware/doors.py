@@ -12,13 +12,14 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 from .certificates import Peer
 from .config import Mode
 from .exceptions import ConfigError
+from .hosting import why_plain
 from .intentions import Decision, Reason, RequestFacts, decision
 from .mesh import Mesh, running_mesh
 from .snapshot import Snapshot
@@ -96,12 +97,12 @@ class Door:
         mode: overrides the setting of the mesh.
         shadow: canonical paths; denials there and below are only logged.
 
+    Attributes:
+        options: names of those that may let a request pass which the settings would not.
+
     Raises:
         ConfigError: a path is not canonical, or the mode is unknown.
     """
-
-    made: ClassVar[int] = 0
-    """How many this process has made."""
 
     def __init__(
         self,
@@ -119,11 +120,12 @@ class Door:
                 raise ConfigError(f"mode = {mode!r}: one of enforce, shadow is expected")
         self._mode = mode
         self._told_plain = False
+        self._told_overruled = False
+        self.options = _options(mesh, self._exempt, mode, self._shadow)
         self._known: dict[tuple[int, Hashable], _Entry] = {}
         self._known_by: Snapshot | None = None
         self._heard: Mesh | None = None
         self._usual: Mesh | None = None
-        Door.made += 1
         if self._exempt:
             _log.warning("exempt from the intentions: %s", ", ".join(sorted(self._exempt)))
 
@@ -186,9 +188,44 @@ class Door:
             return None
         return verdict if mesh.repeats(verdict.caller.decision, snapshot, until) else None
 
-    def passes_still(self, peer: Peer | None, facts: RequestFacts) -> bool:
-        """Judge anew a request that was let in; it is booked again only when it has to end."""
-        return self.judge(peer, facts, booked=False).passes or self.judge(peer, facts).passes
+    def judge_all(self, peer: Peer | None, readings: Sequence[RequestFacts]) -> Verdict:
+        """
+        Judge again a request that was let in further out; it is let in if every reading is.
+
+        A verdict that lets it in is not counted: it was counted when it was judged first.
+
+        Args:
+            readings: the request as it is seen here; at least one.
+        """
+        verdict = None
+        for facts in readings:
+            found = self.judge(peer, facts, booked=False)
+            if not found.passes:
+                return self.judge(peer, facts)
+            verdict = verdict or found
+        assert verdict is not None
+        return verdict
+
+    def passes_still(self, peer: Peer | None, *readings: RequestFacts) -> bool:
+        """Judge again a live request; it is counted again only when it has to end."""
+        return self.judge_all(peer, readings).passes
+
+    def holds(
+        self, peer: Peer | None, readings: Sequence[RequestFacts]
+    ) -> tuple[Snapshot, float] | None:
+        """Tell until when a live request that was just judged need not be judged again."""
+        mesh = self.mesh
+        if mesh is None or peer is None or len(readings) != 1:
+            return None
+        snapshot = mesh.snapshot
+        until = mesh.holds_until(peer, readings[0], snapshot)
+        return None if until is None else (snapshot, until)
+
+    def tell_overruled(self) -> None:
+        """Say once that options of this middleware have no effect: the server judges before it."""
+        if self.options and not self._told_overruled:
+            self._told_overruled = True
+            _log.warning("%s", overruled(self.options))
 
     def close(self) -> None:
         """The server ends: leave the mesh, unless it was given and is its giver's to end."""
@@ -199,7 +236,7 @@ class Door:
     def _is_usual(self, mesh: Mesh) -> bool:
         """Whether settings neither exempt nor shadow anything; then it is remembered, for ever."""
         settings = mesh.settings
-        if self._exempt or settings.exempt or self._shadow:
+        if self._exempt or settings.exempt or self._shadow or settings.shadow:
             return False
         if (self._mode or settings.mode) == "shadow":
             return False
@@ -262,15 +299,43 @@ class Door:
             return False
         if (self._mode or mesh.settings.mode) == "shadow":
             return True
-        path = plain_path(facts) if self._shadow else None
+        prefixes = (*self._shadow, *mesh.settings.shadow)
+        path = plain_path(facts) if prefixes else None
         return path is not None and any(
-            path == prefix or path.startswith(prefix.rstrip("/") + "/") for prefix in self._shadow
+            path == prefix or path.startswith(prefix.rstrip("/") + "/") for prefix in prefixes
         )
 
     def _tell_plain(self, peer: Peer | None) -> None:
         if peer is None and not self._told_plain:
             self._told_plain = True
             _log.warning("a request without a mesh identity was refused: %s", plain_hint())
+
+
+def _options(
+    mesh: Mesh | None, exempt: Iterable[str], mode: str | None, shadow: Iterable[str]
+) -> tuple[str, ...]:
+    given = {"mesh": mesh, "exempt": exempt, "mode": mode == "shadow", "shadow": shadow}
+    return tuple(name for name, value in given.items() if value)
+
+
+def overruled(options: Iterable[str]) -> str:
+    """
+    Say what to do about options of a middleware that is not outermost.
+
+    Args:
+        options: their names.
+    """
+    names = sorted(options)
+    settings = [name for name in names if name != "mesh"]
+    ways = ["add the middleware last, so that it is outermost"]
+    if settings:
+        ways.append(f"use the setting{'s' * (len(settings) > 1)} {', '.join(settings)} of the mesh")
+    if "mesh" in names:
+        ways.append("leave mesh out, since the process's own judges")
+    return (
+        f"{', '.join(names)} of a middleware that is not outermost has no effect, since the server "
+        f"judges before it: {', or '.join(ways)}"
+    )
 
 
 def _passing(caller: Caller) -> Verdict:
@@ -320,8 +385,6 @@ def plain_path(facts: RequestFacts) -> str | None:
 
 def plain_hint() -> str:
     """Say why this process serves plaintext, as far as it can be known."""
-    from .servers.hosting import why_plain
-
     return why_plain()
 
 
@@ -336,10 +399,10 @@ def one_line() -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        if "hypercorn.config" in sys.modules:
-            from .servers.hypercorn_tls import end_before_serving
-
-            end_before_serving(error)
+        # Loaded where this process runs under that server; a middleware imports no server.
+        adapter = sys.modules.get(f"{__package__}.servers.hypercorn_tls")
+        if adapter is not None:
+            adapter.end_before_serving(error)
         raise
 
 

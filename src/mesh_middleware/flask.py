@@ -95,10 +95,11 @@ class MeshNative:
             mesh=self._mesh,
             exempt=(*self._exempt, *(settings.exempt if "exempt" in options else ())),
             mode=self._mode or (settings.mode if "mode" in options else None),
-            shadow=self._shadow,
+            shadow=(*self._shadow, *(settings.shadow if "shadow" in options else ())),
         )
-        # Not what this door has taken already: another application's door must not get it too.
-        offer_options({k: v for k, v in options.items() if k not in ("exempt", "mode")})
+        # Not what this middleware has taken already: another application must not get it too.
+        own = ("exempt", "mode", "shadow")
+        offer_options({k: v for k, v in options.items() if k not in own})
 
     @property
     def mesh(self) -> Mesh | None:

@@ -22,7 +22,7 @@ import asyncio
 import socket
 import ssl
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from datetime import datetime
 from typing import Any, NamedTuple, Protocol
@@ -56,8 +56,56 @@ UNBOUND = Bond(None, None)
 
 _bond: ContextVar[Bond] = ContextVar("mesh_middleware_bond", default=UNBOUND)
 
-current_bond: Callable[[], Bond] = _bond.get
-"""What is bound to the connection that carries the present request; each request asks once."""
+connection_bond: Callable[[], Bond] = _bond.get
+"""What is bound to the connection whose task, or a task started by it, runs now."""
+
+
+class ActiveRequest:
+    """
+    One request while the application works on it.
+
+    A task that a request starts inherits its context, and may run for days. So what belongs to the
+    request is asked for here, where it ends with the request.
+
+    Args:
+        bond: what is bound to its connection.
+        headers: of the request, names in lower case.
+
+    Attributes:
+        alive: whether the application still works on it.
+    """
+
+    __slots__ = ("alive", "bond", "headers")
+
+    def __init__(self, bond: Bond, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
+        self.bond = bond
+        self.headers = headers
+        self.alive = True
+
+
+_request: ContextVar[ActiveRequest | None] = ContextVar("mesh_middleware_request", default=None)
+
+active_request: Callable[[], ActiveRequest | None] = _request.get
+"""The request in whose context this runs; it may have ended: see `ActiveRequest.alive`."""
+
+enter_request = _request.set
+"""Make a request the present one of this context; returns the token for `leave_request`."""
+
+leave_request = _request.reset
+"""Undo `enter_request`, in the same context."""
+
+
+def current_bond() -> Bond:
+    """
+    What is bound to the connection that carries the present request.
+
+    Returns:
+        `UNBOUND` on plaintext, outside a request, and in a task that outlived its request.
+    """
+    request = _request.get()
+    if request is None:
+        return _bond.get()
+    return request.bond if request.alive else UNBOUND
 
 
 class GateError(ssl.SSLCertVerificationError):
@@ -79,9 +127,10 @@ def current_peer() -> Peer | None:
     The peer of the connection that carries the present request.
 
     Returns:
-        ``None`` on a plaintext connection, outside a request, or on a server that does not bind.
+        ``None`` on a plaintext connection, outside a request, in a task that outlived the request
+        that started it, or on a server that does not bind.
     """
-    return _bond.get().peer
+    return current_bond().peer
 
 
 class Wraps(Protocol):

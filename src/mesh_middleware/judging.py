@@ -138,6 +138,16 @@ class Judging:
         self.counts[verdict.reason] += 1
         return True
 
+    def holds(self, snapshot: Snapshot, until: float) -> bool:
+        """
+        Tell whether a verdict still holds; it is not counted.
+
+        Args:
+            snapshot: that it was made by.
+            until: from `holds_until`.
+        """
+        return self._belief.snapshot is snapshot and self._clock() <= until
+
     def _restricted(self, peer: Peer, facts: RequestFacts) -> Decision | None:
         try:
             return None if self._plugins.permits(peer.id, facts) else _PLUGIN_DENIED

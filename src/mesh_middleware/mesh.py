@@ -18,7 +18,7 @@ import weakref
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from .belief import Belief
 from .calling import Calling
@@ -46,6 +46,18 @@ _default: Mesh | None = None
 _default_lock = threading.Lock()
 
 
+class ServerStreams(Protocol):
+    """What a server adapter tells of the answers that its server sends."""
+
+    def is_complete(self, send: object) -> bool:
+        """
+        Whether the last byte of an answer was handed to the network, or cannot be any more.
+
+        Args:
+            send: the callable that the server gave to the application.
+        """
+
+
 class Mesh(Judging, Calling):
     """
     Membership of this process in the mesh, as one service.
@@ -61,6 +73,9 @@ class Mesh(Judging, Calling):
         clock: this moment in seconds since the epoch.
         rhythm: how long the watcher waits for what.
         options: any of `mesh_middleware.config.Settings`.
+
+    Attributes:
+        server: tells which answers are complete; set by the server adapter, ``None`` elsewhere.
 
     Raises:
         ConfigError: no service name, an unknown option or an unusable value.
@@ -80,6 +95,7 @@ class Mesh(Judging, Calling):
         if settings is not None and (service is not None or options):
             raise ConfigError("give settings, or a service name and options, not both")
         self.settings = settings or load_settings({"service": service, **options})
+        self.server: ServerStreams | None = None
         super().__init__()
         self._refusals = Refusals()
         self._transport = transport

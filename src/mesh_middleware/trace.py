@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 
+from .gate import active_request
+
 TRACE_HEADERS = frozenset({b"traceparent", b"tracestate"})
 MAX_TRACE_BYTES = 1024
 """Longer values are not passed on. Source: W3C Trace Context, 3.3.1.5, asks for 512 at least."""
@@ -22,16 +24,17 @@ _current: ContextVar[Headers] = ContextVar("mesh_middleware.trace", default=())
 
 remember_trace: Callable[[Headers], object] = _current.set
 """
-Keep the trace of the request that is served in this context; one without a trace ends it.
+Keep a trace for the calls made in this context, outside of a request that the middleware judged.
 
-Takes the headers of the request, names in lower case. They are read when a call is made, since few
+Takes the headers of a request, names in lower case. They are read when a call is made, since few
 requests make one and all would pay.
 """
 
 
 def current_trace() -> tuple[tuple[bytes, bytes], ...]:
-    """The headers to pass on; empty outside a traced request."""
-    headers = _current.get()
+    """The headers to pass on; empty outside a traced request, and once it has ended."""
+    request = active_request()
+    headers = _current.get() if request is None else request.headers if request.alive else ()
     if not headers:
         return ()
     found = [pair for pair in headers if pair[0] in TRACE_HEADERS]

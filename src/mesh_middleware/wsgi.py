@@ -1,9 +1,9 @@
 """
-The door of WSGI applications.
+The middleware of WSGI applications.
 
 Owns the translation of an environ into facts and of refusals into answers, and the end of answers
-that outlast their verdict. On Hypercorn the environ is what the application sees, so it is what is
-judged (design 3.3).
+that outlast their verdict. Where the server has judged the request already, as on Hypercorn, only
+an environ that another middleware has changed since then is judged again.
 """
 
 from __future__ import annotations
@@ -19,19 +19,18 @@ from .answers import refusal
 from .certificates import Peer
 from .config import Mode
 from .doors import Door, Verdict
-from .gate import UNBOUND, current_bond
+from .gate import UNBOUND, ActiveRequest, Bond, connection_bond, enter_request, leave_request
+from .inbound.host import CALLER
+from .inbound.judgement import Judgement, find_environ_judgement
 from .intentions import WsgiFacts
 from .mesh import Mesh
-from .servers.guard import SENT
 from .snapshot import Snapshot
-from .standing import Standing
-from .trace import remember_trace
 
 Environ = dict[str, Any]
 StartResponse = Callable[..., Any]
 App = Callable[[Environ, StartResponse], Iterable[bytes]]
 
-KEY = "mesh_middleware.caller"
+KEY = CALLER
 """Where the environ holds the `mesh_middleware.doors.Caller`."""
 
 LOOK_EVERY = 1.0
@@ -48,7 +47,10 @@ class MeshAuthzWSGI:
         mesh: judges; the process's own mesh unless given.
         exempt: canonical paths that anyone may call, besides the configured ones.
         mode: ``shadow`` lets every request pass and logs the denial.
-        shadow: canonical paths at and below which the mode is ``shadow``.
+        shadow: canonical paths at and below which the mode is ``shadow``, besides the configured.
+
+    Attributes:
+        door: judges; a server asks it before the application runs.
 
     Raises:
         SystemExit: Hypercorn's trio worker imports the application; it cannot run WSGI.
@@ -64,7 +66,7 @@ class MeshAuthzWSGI:
         shadow: Iterable[str] = (),
     ) -> None:
         self.app = app
-        self._door = Door(mesh, exempt=exempt, mode=mode, shadow=shadow)
+        self.door = Door(mesh, exempt=exempt, mode=mode, shadow=shadow)
         if "hypercorn.config" in sys.modules:
             from .servers.hypercorn_tls import refuse_wsgi_on_trio
 
@@ -72,11 +74,22 @@ class MeshAuthzWSGI:
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Judge one request."""
-        # A caller cannot set this key: what clients send is in the environ under HTTP_ names.
+        # A caller cannot set these keys: what clients send is in the environ under HTTP_ names.
+        outer = find_environ_judgement(environ)
+        if isinstance(outer, Judgement):
+            if outer.door is not self.door:
+                self.door.tell_overruled()
+            if outer.covers_environ(environ, self.door.mesh):
+                environ[KEY] = outer.verdict.caller
+                return self.app(environ, start_response)
         environ.pop(KEY, None)
-        peer, standing = current_bond() if environ.get("wsgi.url_scheme") == "https" else UNBOUND
-        verdict, *others = (self._judge(peer, facts) for facts in _readings(environ))
-        verdict = next((other for other in others if not other.passes), verdict)
+        if outer is None:
+            bond = connection_bond() if environ.get("wsgi.url_scheme") == "https" else UNBOUND
+            facts = WsgiFacts(environ)
+            verdict = self._judge(bond.peer, facts)
+        else:
+            bond = outer.bond if outer.alive else UNBOUND
+            verdict = self.door.judge_all(bond.peer, [WsgiFacts(environ)])
         if not verdict.passes:
             status, headers, body = refusal(verdict.decision)
             start_response(f"{status} {responses[status]}", _end_to_end(headers))
@@ -87,18 +100,31 @@ class MeshAuthzWSGI:
             environ.pop(key, None)
             if value is not None:
                 environ[key] = value
-        remember_trace(_trace(environ))
-        if peer is None:
+        if outer is not None:
             return self.app(environ, start_response)
+        return self._serve(environ, start_response, bond)
+
+    def _serve(
+        self, environ: Environ, start_response: StartResponse, bond: Bond
+    ) -> Iterable[bytes]:
         judged = dict(environ)
-        answer = self.app(environ, start_response)
+        request = ActiveRequest(bond, _trace(environ))
+        token = enter_request(request)
+        try:
+            answer = self.app(environ, start_response)
+        except BaseException:
+            request.alive = False
+            raise
+        finally:
+            leave_request(token)
         if isinstance(answer, list | tuple):
+            request.alive = False
             return answer
-        return _Pieces(answer, self._door, peer, standing, judged)
+        return _Pieces(answer, self.door, request, judged)
 
     def _judge(self, peer: Peer | None, facts: WsgiFacts) -> Verdict:
         key = facts.key
-        return self._door.recall(peer, key) or self._door.judge(peer, facts, key)
+        return self.door.recall(peer, key) or self.door.judge(peer, facts, key)
 
 
 class _Pieces:
@@ -111,22 +137,15 @@ class _Pieces:
     Args:
         answer: the application's.
         door: judged the request, and judges it again.
-        peer: who sent it.
-        standing: what its connection stands on.
+        request: what ends with it.
         environ: as it was judged; the application may have changed its own.
     """
 
     def __init__(
-        self,
-        answer: Iterable[bytes],
-        door: Door,
-        peer: Peer,
-        standing: Standing | None,
-        environ: Environ,
+        self, answer: Iterable[bytes], door: Door, request: ActiveRequest, environ: Environ
     ) -> None:
         self._answer, self._parts = answer, iter(answer)
-        self._door, self._peer, self._environ = door, peer, environ
-        self._standing = standing
+        self._door, self._request, self._environ = door, request, environ
         self._snapshot: Snapshot | None = None
         self._begun, self._due = False, 0.0
 
@@ -134,13 +153,16 @@ class _Pieces:
         return self
 
     def __next__(self) -> bytes:
-        part = next(self._parts)
+        token = enter_request(self._request)
+        try:
+            part = next(self._parts)
+        finally:
+            leave_request(token)
         if not self._begun:
             self._begun = True  # judged a moment ago; most answers have no more than this piece
-        elif self._is_over():
+        elif self._request.bond.peer is not None and self._is_over():
             # An end without the last chunk, or a stream that is reset, tells a cut answer from a
-            # complete one. Hypercorn, which alone gives a peer here, takes a cancellation without a
-            # word.
+            # complete one.
             raise asyncio.CancelledError
         return part
 
@@ -151,24 +173,17 @@ class _Pieces:
         if mesh.snapshot is self._snapshot and now < self._due:
             return False
         self._snapshot, self._due = mesh.snapshot, now + LOOK_EVERY
-        if mesh.ending or (self._standing is not None and self._standing.over()):
+        peer, standing = self._request.bond
+        if mesh.ending or (standing is not None and standing.over()):
             return True
-        readings = _readings(self._environ)
-        return not all(self._door.passes_still(self._peer, facts) for facts in readings)
+        return not self._door.passes_still(peer, WsgiFacts(self._environ))
 
     def close(self) -> None:
         """Close the application's answer, as PEP 3333 asks."""
+        self._request.alive = False
         close = getattr(self._answer, "close", None)
         if close is not None:
             close()
-
-
-def _readings(environ: Environ) -> list[WsgiFacts]:
-    """The request as the application sees it; and as it was sent, where its path was changed."""
-    sent = environ.get(SENT)
-    if sent is None or sent == environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", ""):
-        return [WsgiFacts(environ)]
-    return [WsgiFacts(environ), WsgiFacts({**environ, "SCRIPT_NAME": "", "PATH_INFO": sent})]
 
 
 def _trace(environ: Environ) -> list[tuple[bytes, bytes]]:

@@ -35,10 +35,7 @@ from typing import Any, NoReturn
 from ..config import Settings, load_settings, offered_options
 from ..consul.client import check_files
 from ..exceptions import ConfigError
-from ..mesh import Mesh, running_mesh, set_default_mesh
-from ..watcher import open_keepsake
-from .guard import Doors, guard
-from .hosting import (
+from ..hosting import (
     find_application,
     find_config,
     find_shutdown_event,
@@ -46,6 +43,9 @@ from .hosting import (
     is_marked,
     table,
 )
+from ..inbound.host import Host
+from ..mesh import Mesh, running_mesh, set_default_mesh
+from ..watcher import open_keepsake
 from .hypercorn_mend import mend
 
 NOTICE_EVERY = 0.05
@@ -76,12 +76,12 @@ class ContextExecutor(concurrent.futures.ThreadPoolExecutor):
         return super().submit(contextvars.copy_context().run, fn, *args, **kwargs)
 
 
-def teach(doors: Doors) -> None:
+def teach(make_host: Callable[[], Host]) -> None:
     """
     Teach a loaded Hypercorn what ``"mesh"`` means, once; and check the configuration it runs.
 
     Args:
-        doors: for an application that has none.
+        make_host: makes what judges before the application; called when the server starts.
 
     Raises:
         SystemExit: the configuration cannot work; one line says why.
@@ -91,7 +91,7 @@ def teach(doors: Doors) -> None:
         return
     if not _taught:
         _taught = True
-        _patch(doors)
+        _patch(make_host)
     # A Flask application may still name the service in its own configuration: MeshNative checks.
     if "flask" not in sys.modules:
         check_hosted()
@@ -138,6 +138,7 @@ def start_mesh(config: Any) -> ssl.SSLContext:
         mesh = Mesh(settings=settings).start()
     except ConfigError as error:
         _end(str(error))
+    mesh.server = _streams()
     set_default_mesh(mesh)
     _withdraw_on_shutdown(mesh, STREAMS_END * config.graceful_timeout)
     if config.ssl_handshake_timeout == type(config).ssl_handshake_timeout:
@@ -151,7 +152,7 @@ def start_mesh(config: Any) -> ssl.SSLContext:
     return context
 
 
-def _patch(doors: Doors) -> None:
+def _patch(make_host: Callable[[], Host]) -> None:
     from hypercorn.config import Config
 
     original = Config.create_ssl_context
@@ -160,12 +161,36 @@ def _patch(doors: Doors) -> None:
         if not is_marked(self):
             return original(self)
         context = start_mesh(self)
-        if (application := find_application()) is not None:
-            guard(application, doors)
+        _host_application(find_application(), make_host())
         return context
 
     Config.create_ssl_context = create_ssl_context  # type: ignore[method-assign]
     _tell_bound(Config)
+
+
+def _streams() -> Any:
+    from ._hypercorn.streams import HypercornStreams
+
+    return HypercornStreams()
+
+
+def _host_application(wrapper: Any, host: Host) -> None:
+    """Have every request judged before the application that Hypercorn has wrapped."""
+    from hypercorn.app_wrappers import ASGIWrapper, WSGIWrapper
+
+    from ._hypercorn.streams import HostedApplication
+
+    try:
+        if type(wrapper) is ASGIWrapper:
+            wrapper.app = host.host_asgi(wrapper.app)
+        elif type(wrapper) is WSGIWrapper:
+            refuse_wsgi_on_trio()
+            wrapper.app = host.host_wsgi(wrapper.app)
+        else:
+            _end(f"the application that is served cannot be judged: {type(wrapper).__name__}")
+    except ConfigError as error:
+        _end(str(error))
+    wrapper.__class__ = HostedApplication
 
 
 def _tell_bound(kind: Any) -> None:

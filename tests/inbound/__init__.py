@@ -1,0 +1,1 @@
+"""How a request is judged, between a server and an application."""
