@@ -85,10 +85,10 @@ def _make_host() -> Any:
     from .frameworks import RECOGNISERS
     from .inbound.host import Host
 
-    def bridge(app: Any) -> Any:
+    def bridge(app: Any, **options: Any) -> Any:
         from .inbound.wsgi_bridge import WsgiBridge  # for WSGI applications only
 
-        return WsgiBridge(app)
+        return WsgiBridge(app, **options)
 
     return Host(RECOGNISERS, asgi=__getattr__("MeshAuthz").by_server, bridge=bridge)
 

@@ -49,11 +49,11 @@ def ticks():
 """
 
 
-WAYS = {"/api/admin": 403, "/apiadmin": 400, "/api%61dmin": 400, "/api": 404, "/admin": 404}
+WAYS = {"/api/admin": 403, "/apiadmin": 404, "/api%61dmin": 404, "/api": 404, "/admin": 404}
 
 
 def test_a_root_path_opens_no_second_way(agent: DevAgent, invoice: Identity, serve: Serve) -> None:
-    """Hypercorn cuts ``root_path`` off anywhere, and Flask adds the slash that is missing then."""
+    """Only whole segments are cut off: ``/apiadmin`` is not below ``/api``."""
     agent.set_protocol("tax", "http")
     rule = {"Action": "deny", "HTTP": {"PathPrefix": "/api/admin"}}
     agent.permissions("invoice", "tax", [rule])

@@ -73,7 +73,7 @@ class Host:
         recognisers: Iterable[Recogniser],
         *,
         asgi: Callable[[Any, Door | None], Any],
-        bridge: Callable[[Any], Any],
+        bridge: Callable[..., Any],
     ) -> None:
         self._recognisers = tuple(recognisers)
         self._asgi, self._bridge = asgi, bridge
@@ -93,9 +93,12 @@ class Host:
         self._check(app)
         return self._asgi(app, None)
 
-    def host_wsgi(self, app: Any) -> Any:
+    def host_wsgi(self, app: Any, **options: Any) -> Any:
         """
         Make an ASGI application of a WSGI application, judged before its body is read.
+
+        Args:
+            options: of the bridge.
 
         Raises:
             ConfigError: the options of a middleware in it would have no effect.
@@ -103,7 +106,7 @@ class Host:
         door = self._outermost(app)
         if door is None:
             self._check(app)
-        return self._asgi(self._bridge(JudgedEnviron(app)), door)
+        return self._asgi(self._bridge(JudgedEnviron(app), **options), door)
 
     def _outermost(self, app: object) -> Door | None:
         for each in self._recognisers:

@@ -185,7 +185,7 @@ def _host_application(wrapper: Any, host: Host) -> None:
             wrapper.app = host.host_asgi(wrapper.app)
         elif type(wrapper) is WSGIWrapper:
             refuse_wsgi_on_trio()
-            wrapper.app = host.host_wsgi(wrapper.app)
+            wrapper.app = host.host_wsgi(wrapper.app, max_body=wrapper.max_body_size)
         else:
             _end(f"the application that is served cannot be judged: {type(wrapper).__name__}")
     except ConfigError as error:
