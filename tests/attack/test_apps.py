@@ -37,18 +37,79 @@ app = DispatcherMiddleware(books, {{"/trial": trial}})
 """
 
 
-@pytest.mark.parametrize(("key", "value"), [("MESH_EXEMPT", "/secret"), ("MESH_MODE", "shadow")])
+OPTIONS = [("MESH_EXEMPT", "/secret"), ("MESH_MODE", "shadow"), ("MESH_SHADOW", "/secret")]
+
+
+@pytest.mark.parametrize(("key", "value"), OPTIONS)
 def test_what_one_application_lets_pass_the_other_does_not(
     key: str, value: str, agent: DevAgent, invoice: Identity, serve: Serve
 ) -> None:
-    """An exemption, or shadow mode, in the configuration of one is no business of the other."""
+    """Behind a dispatcher that nobody can look into, such an option allows nothing at all."""
     agent.deny("invoice", "tax")
-    server = serve(TWO.format(key=key, value=value), insecure_bind="127.0.0.1:0", listeners=2)
+    text = TWO.format(key=key, value=value) + HIDDEN
+    server = serve(text, insecure_bind="127.0.0.1:0", listeners=2)
     for answer in (
         knock(server.port(), invoice.pem, path="/secret"),
         knock(server.port("http"), None, path="/secret", tls=False),
+        knock(server.port(), invoice.pem, path="/trial/secret"),
     ):
         assert answer.startswith(b"HTTP/1.1 403 "), answer
+
+
+HIDDEN = """
+dispatcher = app
+
+
+def app(environ, start_response):
+    return dispatcher(environ, start_response)
+"""
+
+
+@pytest.mark.parametrize(("key", "value"), OPTIONS)
+def test_options_of_an_inner_application_are_refused_at_start(
+    key: str, value: str, serve: Serve
+) -> None:
+    """The server judges before it: the line names the setting that does what was meant."""
+    server = serve(TWO.format(key=key, value=value), listeners=0)
+    assert server.wait_end() != 0
+    *others, line = server.lines
+    assert all(other.startswith("exempt from the intentions: ") for other in others)
+    name = key.removeprefix("MESH_").lower()
+    assert line.startswith(f"mesh_middleware: {name} of a middleware that is not outermost")
+    assert f"use the setting {name} of the mesh" in line
+
+
+STARLETTE_OPTIONS = """
+from starlette.applications import Starlette
+from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Mount
+
+from mesh_middleware import MeshAuthz
+
+sub = Starlette()
+app = Starlette(routes=[Mount("/sub", app=sub)])
+{target}.add_middleware(MeshAuthz, {options})
+app.add_middleware(CORSMiddleware, allow_origins=["*"])
+"""
+
+
+@pytest.mark.parametrize("worker", ["asyncio", "uvloop", "trio"])
+@pytest.mark.parametrize("target", ["app", "sub"])
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [("exempt=['/healthz']", "exempt"), ("shadow=['/new'], mode='shadow'", "mode, shadow")],
+)
+def test_options_of_an_inner_middleware_are_refused_at_start(
+    options: str, names: str, target: str, worker: str, serve: Serve
+) -> None:
+    """Whether its application has been built by then or not; in one line on each worker."""
+    text = STARLETTE_OPTIONS.format(target=target, options=options)
+    server = serve(text, listeners=0, worker_class=worker)
+    assert server.wait_end() != 0
+    *others, line = server.lines
+    assert all(other.startswith("exempt from the intentions: ") for other in others)
+    assert line.startswith(f"mesh_middleware: {names} of a middleware that is not outermost")
+    assert f"{names} of the mesh" in line
 
 
 def test_applications_that_name_two_services_are_refused(serve: Serve) -> None:

@@ -34,18 +34,6 @@ def who():
     return "inside"
 """
 
-MOUNTED = """
-from starlette.applications import Starlette
-from starlette.responses import PlainTextResponse
-from starlette.routing import Mount, Route
-
-from mesh_middleware import MeshAuthz
-
-inner = Starlette(routes=[Route("/who", lambda request: PlainTextResponse("inside"))])
-inner.add_middleware(MeshAuthz, exempt=["/inner/who"])
-app = Starlette(routes=[Mount("/inner", app=inner)])
-"""
-
 
 @pytest.mark.parametrize(
     ("app", "worker"),
@@ -62,16 +50,4 @@ def test_a_forgotten_door_is_no_open_one(
     assert knock(server.port(), invoice.pem).endswith(b"inside")
     assert knock(server.port(), stranger.pem).startswith(b"HTTP/1.1 403 ")
     assert knock(server.port("http"), None, tls=False).startswith(b"HTTP/1.1 403 ")
-    assert server.output.count("until it has one, the server judges its requests") == 1
-
-
-def test_a_door_that_comes_late_takes_over(
-    agent: DevAgent, invoice: Identity, serve: Serve
-) -> None:
-    """A mounted application makes its own with its first request; its exemptions count then."""
-    agent.deny("stranger", "tax")
-    stranger = Identity.of(*agent.issue("stranger"))
-    port = serve(MOUNTED).port()
-    assert knock(port, stranger.pem, path="/inner/who").startswith(b"HTTP/1.1 403 ")
-    assert knock(port, invoice.pem, path="/inner/who").endswith(b"inside")
-    assert knock(port, stranger.pem, path="/inner/who").endswith(b"inside")
+    assert server.output.count("MeshNative: the server judges its requests") == 1

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
@@ -175,6 +176,15 @@ def test_mounts_and_a_root_path_of_the_server_go_on_working(root: str, inside: I
     app = sub if root else Starlette(routes=[Mount("/open", app=sub)])
     exchange = ask(inside, app, Exchange("/open/sub/admin", root_path=root))
     assert (exchange.status, exchange.body) == (200, b"admin")
+
+
+def test_the_root_path_of_a_fastapi_application_moves_nothing(inside: Inside) -> None:
+    """It was written by who wrote the application."""
+    app = FastAPI()
+    app.root_path = "/open"  # as its argument of that name, which newer versions warn of
+    app.add_middleware(MeshAuthz)
+    app.get("/admin", response_class=PlainTextResponse)(lambda: "admin")
+    assert ask(inside, app, Exchange("/open/admin")).body == b"admin"
 
 
 def test_what_a_client_sends_is_no_judgement(inside: Inside) -> None:

@@ -145,8 +145,8 @@ def routed_scope(scope: Mapping[str, Any], server_root: str) -> Mapping[str, Any
     Find what a router below sees, where a middleware moved the beginning of the path away.
 
     Routers cut ``root_path`` from the path: Starlette cuts what stood there before its own mounts,
-    which it keeps in ``app_root_path``. A ``root_path`` that the server itself was given, or that
-    mounts have made, moves nothing; one taken from a header does.
+    which it keeps in ``app_root_path``. A ``root_path`` that the server or the application was
+    given, or that mounts have made, moves nothing; one taken from a header does.
 
     Args:
         scope: as the middleware got it.
@@ -155,10 +155,10 @@ def routed_scope(scope: Mapping[str, Any], server_root: str) -> Mapping[str, Any
     Returns:
         A scope whose path is the one that is routed; ``None`` where it is the path already.
 
-    Source: Starlette, ``starlette._utils.get_route_path`` and ``Mount``.
+    Source: Starlette, ``starlette._utils.get_route_path`` and ``Mount``; FastAPI, ``root_path``.
     """
     root: str = scope.get("app_root_path", scope.get("root_path", ""))
-    if not root or root == server_root:
+    if not root or root in (server_root, getattr(scope.get("app"), "root_path", "")):
         return None
     path: str = scope["path"]
     if not path.startswith(root):

@@ -394,9 +394,9 @@ def _end(message: str) -> NoReturn:
     if event is not None:
         event.set()
         _fail_parent(event)
-    config, worker = find_config(), multiprocessing.parent_process() is not None
-    if worker and find_application() is not None and config.worker_class == "trio":
-        # Its loop runs, and would wrap an exit in groups and print those.
+    if multiprocessing.parent_process() is not None and find_application() is not None:
+        # Its loop runs: trio would wrap an exit in groups and print those, and on asyncio a
+        # lifespan that is under way prints how it was cancelled.
         atexit._run_exitfuncs()
         sys.stdout.flush()
         os._exit(1)
