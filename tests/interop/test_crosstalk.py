@@ -107,7 +107,7 @@ def do_handshake(self):
 
 gate.GatedObject.do_handshake = do_handshake
 gate.current_peer = lambda: last[0]
-gate.current_bond = lambda: gate.Bond(last[0], None)
+gate.connection_bond = gate.current_bond = lambda: gate.Bond(last[0], None)
 """
 
 

@@ -89,7 +89,7 @@ NOT_IN_USE = (
 
 OTHER_DOOR = {
     "starlette": ("flask", "mesh_middleware.flask", "mesh_middleware.wsgi"),
-    "flask": ("mesh_middleware.asgi", "mesh_middleware.live"),
+    "flask": ("starlette", "fastapi"),
 }
 
 
