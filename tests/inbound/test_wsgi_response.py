@@ -133,7 +133,11 @@ def test_the_validator_has_no_objection(name: str) -> None:
     assert (exchange.status, exchange.body, exchange.whole) == (200, b"all", True)
 
 
-@pytest.mark.parametrize("result", [[], (), [b""], lambda: iter(()), lambda: iter([b""])], ids=str)
+@pytest.mark.parametrize(
+    "result",
+    [[], (), [b""], lambda: iter(()), lambda: iter([b""])],
+    ids=["list", "tuple", "empty piece", "no piece", "iterator"],
+)
 @pytest.mark.parametrize(
     ("method", "status"), [("GET", "200 OK"), ("GET", "204 No Content"), ("HEAD", "200 OK")]
 )
