@@ -88,3 +88,71 @@ def test_work_after_the_answer_outlives_a_denial(
         assert knock(port, other.pem, path="/go").startswith(b"HTTP/1.1 200 ")
         server.wait_output("the work went on")
     assert "cancelled" not in server.output
+
+
+FLASK = """
+import threading
+
+from flask import Flask, Response
+
+from mesh_middleware import MeshNative
+
+app = Flask(__name__)
+{native}
+going = threading.Event()
+
+
+class Answer:
+    def __init__(self):
+        self.parts = iter([b"begun"])
+
+    def __iter__(self):
+        return self.parts
+
+    def close(self):
+        going.wait()
+        print("the work went on", flush=True)
+
+
+@app.get("/begin")
+def begin():
+    return Response(Answer(), content_type="text/plain")
+
+
+@app.get("/go")
+def go():
+    going.set()
+    return "gone"
+
+
+@app.get("/stream")
+def stream():
+    return Response(iter(lambda: going.wait(0.02) or "a", None))
+"""
+
+
+@pytest.mark.parametrize("worker", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("native", ["MeshNative(app)", ""], ids=["native", "server"])
+def test_the_close_of_a_wsgi_answer_outlives_a_denial(
+    native: str, worker: str, agent: DevAgent, serve: Serve
+) -> None:
+    """The caller has the end of its answer before, and the thread is left alone."""
+    vat, other = (Identity.of(*agent.issue(name)) for name in ("vat", "other"))
+    server = serve(FLASK.format(native=native), worker_class=worker)
+    port = server.port()
+    with (
+        dial(port, vat.pem, alpn="http/1.1") as begun,
+        dial(port, vat.pem, alpn="http/1.1") as live,
+    ):
+        begun.sendall(b"GET /begin HTTP/1.1\r\nHost: tax\r\n\r\n")
+        answer = b""
+        while not answer.endswith(b"0\r\n\r\n"):
+            answer += begun.recv(65536)
+        live.sendall(b"GET /stream HTTP/1.1\r\nHost: tax\r\n\r\n")
+        assert live.recv(65536).startswith(b"HTTP/1.1 200")
+        agent.deny("vat", "tax")
+        while live.recv(65536):
+            pass
+        assert knock(port, other.pem, path="/go").startswith(b"HTTP/1.1 200 ")
+        server.wait_output("the work went on")
+    assert "Traceback" not in server.output
