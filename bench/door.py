@@ -25,6 +25,7 @@ from mesh_middleware import Mesh, MeshAuthz, MeshAuthzWSGI, Peer, gate
 from mesh_middleware.certificates import read_peer
 from mesh_middleware.config import load_settings
 from mesh_middleware.mesh import set_default_mesh
+from mesh_middleware.servers._hypercorn.streams import HypercornStreams
 
 from .agent import CALLER, PLAIN_CALLER, SERVICE
 from .figures import Figure, Target
@@ -64,6 +65,8 @@ async def _drive_asgi(app: Any, make: Make, paths: list[str]) -> float:
     # is on both sides. Of this thread only: the mesh's watcher is not part of a request.
     began = time.thread_time()
     for path in paths:
+        # On a server each request has a task, and so a context, of its own. On both sides, too.
+        gate.enter_request(None)
         await app(make(path), None, _send)
     return time.thread_time() - began
 
@@ -132,7 +135,8 @@ def measure(stage: Stage, chunks: int) -> list[Figure]:
     with Mesh(settings=load_settings(said)) as mesh:
         if not mesh.ready(10):
             raise RuntimeError(f"the mesh is not ready: {mesh.status()['troubles']}")
-        # As on a server: the doors find the process's own mesh, request by request.
+        # As on Hypercorn: the process's own mesh judges, and the server tells complete answers.
+        mesh.server = HypercornStreams()
         set_default_mesh(mesh)
         try:
             return list(_figures(stage, mesh, chunks))

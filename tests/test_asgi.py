@@ -461,7 +461,7 @@ def judgement(scope: Any = None) -> Judgement:
     """A request that was let in, of nobody."""
     door = Door()
     verdict = Verdict(True, Caller(None, decision(Reason.EXEMPT), None))
-    return Judgement(UNBOUND, (), verdict, scope or {"path": "/"}, None, door)
+    return Judgement(UNBOUND, (), verdict, scope or {"path": "/"}, door)
 
 
 def test_a_sweep_after_the_loop_has_ended_harms_nobody() -> None:

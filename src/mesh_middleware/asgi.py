@@ -16,8 +16,14 @@ from typing import Any
 from .answers import refusal
 from .config import Mode
 from .doors import Door
-from .gate import UNBOUND, ActiveRequest, connection_bond, enter_request, leave_request
-from .inbound.judgement import JUDGEMENT, SERVER_SEND, Judgement, find_judgement, routed_scope
+from .gate import (
+    UNBOUND,
+    active_request,
+    connection_bond,
+    enter_request,
+    leave_request,
+)
+from .inbound.judgement import JUDGEMENT, Judgement, find_judgement, routed_scope
 from .intentions import AsgiFacts, Decision
 from .intentions.facts import asgi_key
 from .live import Ended, LiveRequests
@@ -90,7 +96,10 @@ class MeshAuthz:
         if kind == "lifespan":
             await self.app(scope, receive, self._closing(send))
             return
-        outer = find_judgement(scope)
+        # One function, since each request pays for every call.
+        outer = scope.get(JUDGEMENT) or active_request()
+        if outer is not None or "wsgi_environ" in scope:
+            outer = find_judgement(scope)
         routed: Mapping[str, Any] | None = None
         if outer is None:
             # The scheme only takes an identity away: plaintext has none, whatever a context says.
@@ -112,28 +121,28 @@ class MeshAuthz:
         if not verdict.passes:
             await _refuse(scope, receive, send, verdict.decision)
             return
-        caller = verdict.caller
-        if caller.mesh is not self._heard and caller.mesh is not None:
-            self._heard = caller.mesh
-            caller.mesh.after_change(self._live.sweep_soon)
-        # What the application sees. Written out, as all that each request pays for.
+        caller, live = verdict.caller, self._live
+        mesh = caller.mesh
+        if mesh is not self._heard and mesh is not None:
+            self._heard = mesh
+            mesh.after_change(live.sweep_soon)
+        # What the application sees.
         inner, state = dict(scope), scope.get("state")
         inner["state"] = {**state, "mesh": caller} if state else {"mesh": caller}
         headers = scope.get("headers", ())
         if verdict.handed:
             headers = _replaced(headers, verdict.handed)
-        request = inner[JUDGEMENT] = Judgement(
-            bond, headers, verdict, scope, scope.get(SERVER_SEND, send), self.door
-        )
         inner["headers"] = [*headers]
+        request = inner[JUDGEMENT] = Judgement(bond, headers, verdict, scope, self.door)
+        own_task = False
         if outer is not None:
-            _continue(request, outer, routed)
-        elif caller.mesh is None or caller.mesh.server is None:
+            request.routed = routed
+            request.origin = outer if isinstance(outer, Judgement) else None
+        elif mesh is None or mesh.server is None:
             send = _noting_the_end(request, send)
-        await self._run(self.app(inner, receive, send), request, kind, send)
-
-    async def _run(self, work: Awaitable[None], request: Judgement, kind: str, send: Send) -> None:
-        live = self._live
+        else:
+            own_task = True
+        work = self.app(inner, receive, send)
         token = enter_request(request)
         task = live.enter(request)
         try:
@@ -150,7 +159,9 @@ class MeshAuthz:
             return
         finally:
             request.alive = False
-            leave_request(token)
+            # A context that ends with its task needs no cleaning, which costs as much as entering.
+            if not own_task:
+                leave_request(token)
             if task is not None:
                 live.leave(task)
         # What was begun over HTTP says no end of its own, so that nobody takes it for complete: the
@@ -164,7 +175,7 @@ class MeshAuthz:
         if request.complete:
             return False
         if mesh is not None:
-            if mesh.server is not None and mesh.server.is_complete(request.send):
+            if mesh.server is not None and mesh.server.is_complete(request.server_send):
                 return False
             if mesh.ending:
                 return True
@@ -199,13 +210,6 @@ def _with_caller(scope: Scope, judged: Judgement) -> Scope:
     if state and state.get("mesh") is judged.verdict.caller:
         return scope
     return {**scope, "state": {**(state or {}), "mesh": judged.verdict.caller}}
-
-
-def _continue(request: Judgement, outer: ActiveRequest, routed: Mapping[str, Any] | None) -> None:
-    """Make the judgement of a middleware further in belong to the request as it came."""
-    request.routed = routed
-    if isinstance(outer, Judgement):
-        request.root_path, request.send = outer.root_path, outer.send
 
 
 def _noting_the_end(request: Judgement, send: Send) -> Send:

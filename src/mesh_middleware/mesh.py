@@ -47,7 +47,11 @@ _default_lock = threading.Lock()
 
 
 class ServerStreams(Protocol):
-    """What a server adapter tells of the answers that its server sends."""
+    """
+    What a server adapter tells of the answers that its server sends.
+
+    A server with such an adapter answers each request in a task of its own.
+    """
 
     def is_complete(self, send: object) -> bool:
         """

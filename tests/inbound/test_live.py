@@ -12,7 +12,7 @@ import trio
 from mesh_middleware import MeshAuthz
 from mesh_middleware.doors import Caller, Door, Verdict
 from mesh_middleware.gate import UNBOUND, Bond, _bond
-from mesh_middleware.inbound.judgement import Judgement
+from mesh_middleware.inbound.judgement import SERVER_SEND, Judgement
 from mesh_middleware.intentions import Reason, decision
 from mesh_middleware.live import SLICE, TARGET_COST, LiveRequests
 
@@ -70,7 +70,7 @@ def denied_meanwhile(inside: Inside, app: Afterwards, bond: Bond | None = None) 
         if bond is not None:
             _bond.set(bond)
         door = MeshAuthz(app, mesh=inside.mesh)
-        task = asyncio.create_task(Exchange().through(door))
+        task = asyncio.create_task(Exchange(**{SERVER_SEND: object()}).through(door))
         await app.begun.wait()
         if bond is None:
             inside.agent.deny("vat", "tax")
@@ -107,7 +107,7 @@ def test_the_servers_word_on_its_streams_counts(complete: bool, inside: Inside) 
     class Telling(Afterwards):
         async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
             if complete:
-                streams.complete.add(send)
+                streams.complete.add(scope[SERVER_SEND])
             await super().__call__(scope, receive, send)
 
     inside.mesh.server = streams
@@ -122,7 +122,7 @@ def test_the_servers_word_on_its_streams_counts(complete: bool, inside: Inside) 
 def request(path: bytes = b"/") -> Judgement:
     """A request that was let in, of nobody."""
     verdict = Verdict(True, Caller(None, decision(Reason.EXEMPT), None))
-    return Judgement(UNBOUND, (), verdict, {"path": "/", "raw_path": path}, None, Door())
+    return Judgement(UNBOUND, (), verdict, {"path": "/", "raw_path": path}, Door())
 
 
 @pytest.mark.parametrize("length", [1, 100, 2000, 60_000])

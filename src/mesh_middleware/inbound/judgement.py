@@ -38,31 +38,27 @@ class Judgement(ActiveRequest):
         headers: as the application gets them; not the list that it gets, which it may change.
         verdict: what was decided.
         scope: as it was judged. Middlewares further in get a copy.
-        send: takes the answer; the server's own where the middleware is outermost.
         door: judged it.
 
     Attributes:
+        origin: the judgement of the same request further out, where this is not the first.
         routed: a second scope that was judged, where the router sees another path; else ``None``.
         environ: copy of the environ that the server made of it, for WSGI applications.
         nested: the entry of the request in whose task this one runs; an application may call
             itself.
         holds: until when the verdict holds while the snapshot is the same; see `Mesh.holds`.
         complete: whether the last byte of the answer was sent, where the server cannot tell.
-        root_path: of the server, before any application changed it.
     """
 
-    __slots__ = (
-        "complete",
-        "door",
-        "environ",
-        "holds",
-        "nested",
-        "root_path",
-        "routed",
-        "scope",
-        "send",
-        "verdict",
-    )
+    # What most requests never need is of the class until it is set: each request pays for the rest.
+    __slots__ = ("__dict__", "door", "scope", "verdict")
+
+    origin: Judgement | None = None
+    routed: Mapping[str, Any] | None = None
+    environ: Mapping[str, Any] | None = None
+    nested: Judgement | None = None
+    holds: tuple[Snapshot, float] | None = None
+    complete: bool = False
 
     def __init__(
         self,
@@ -70,7 +66,6 @@ class Judgement(ActiveRequest):
         headers: Iterable[tuple[bytes, bytes]],
         verdict: Verdict,
         scope: Mapping[str, Any],
-        send: Any,
         door: Door,
     ) -> None:
         self.bond = bond
@@ -78,14 +73,22 @@ class Judgement(ActiveRequest):
         self.alive = True
         self.verdict = verdict
         self.scope = scope
-        self.send = send
         self.door = door
-        self.root_path: str = scope.get("root_path", "")
-        self.nested: Judgement | None = None
-        self.routed: Mapping[str, Any] | None = None
-        self.environ: Mapping[str, Any] | None = None
-        self.holds: tuple[Snapshot, float] | None = None
-        self.complete = False
+
+    @property
+    def root_path(self) -> str:
+        """The ``root_path`` of the server, before any application changed it."""
+        root: str = self._first.scope.get("root_path", "")
+        return root
+
+    @property
+    def server_send(self) -> Any:
+        """The server's own ``send``; ``None`` where its adapter does not tell."""
+        return self._first.scope.get(SERVER_SEND)
+
+    @property
+    def _first(self) -> Judgement:
+        return self if self.origin is None else self.origin._first
 
     def covers(self, scope: Mapping[str, Any], mesh: object) -> bool:
         """
