@@ -453,7 +453,7 @@ def test_secret_is_never_shown(name: str) -> None:
 def test_instance_is_named_after_service_and_port() -> None:
     """``<service>-<port>`` unless set; two instances on one host differ."""
     assert load().instance_id == "tax"
-    assert load(port=5003).instance_id == "tax-5003"
+    assert load(port=5003, address="10.0.0.5").instance_id == "tax-10.0.0.5-5003"
     assert load(port=5003, service_id="mine").instance_id == "mine"
 
 

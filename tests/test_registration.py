@@ -47,7 +47,7 @@ sys.stdin.read()
 
 
 @contextmanager
-def holder(folder: Path, instance: str = "tax-5003") -> Iterator[subprocess.Popen[str]]:
+def holder(folder: Path, instance: str = "tax-127.0.0.1-5003") -> Iterator[subprocess.Popen[str]]:
     """Another process that has tried to take the lock, and says whether it holds it."""
     command = [sys.executable, "-c", HOLDER, AGENT, instance, str(folder)]
     process = subprocess.Popen(
@@ -71,7 +71,7 @@ def said(process: subprocess.Popen[str]) -> str:
 @pytest.mark.process
 def test_one_process_of_two_is_the_owner(tmp_path: Path) -> None:
     """The second gets no for an answer, without waiting."""
-    mine = OwnerLock(AGENT, "tax-5003", tmp_path)
+    mine = OwnerLock(AGENT, "tax-127.0.0.1-5003", tmp_path)
     assert mine.acquire() and mine.held
     with holder(tmp_path) as other:
         assert said(other) == "free"
@@ -85,7 +85,7 @@ def test_one_process_of_two_is_the_owner(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM], ids=lambda s: s.name)
 def test_ownership_dies_with_its_holder(tmp_path: Path, ending: signal.Signals) -> None:
     """A killed owner leaves no stale lock: the next attempt takes over."""
-    mine = OwnerLock(AGENT, "tax-5003", tmp_path)
+    mine = OwnerLock(AGENT, "tax-127.0.0.1-5003", tmp_path)
     with holder(tmp_path) as other:
         assert said(other) == "held"
         assert not mine.acquire()
@@ -98,7 +98,7 @@ def test_ownership_dies_with_its_holder(tmp_path: Path, ending: signal.Signals) 
 @pytest.mark.process
 def test_one_process_owns_an_instance_once(tmp_path: Path) -> None:
     """Two meshes of one service in one process: the second stands by, and its end takes nothing."""
-    first, second = (OwnerLock(AGENT, "tax-5003", tmp_path) for _ in range(2))
+    first, second = (OwnerLock(AGENT, "tax-127.0.0.1-5003", tmp_path) for _ in range(2))
     assert first.acquire() and not second.acquire() and not second.held
     second.release()
     with holder(tmp_path) as other:
@@ -115,7 +115,7 @@ def test_one_process_owns_an_instance_once(tmp_path: Path) -> None:
 def test_locks_of_different_registrations_do_not_touch(tmp_path: Path, what: str) -> None:
     """Two instances on one host, or one with two agents, each have an owner."""
     agent = "http://127.0.0.1:8501" if what == "agent" else AGENT
-    instance = "tax-5004" if what == "instance" else "tax-5003"
+    instance = "tax-5004" if what == "instance" else "tax-127.0.0.1-5003"
     mine = OwnerLock(agent, instance, tmp_path)
     with holder(tmp_path) as other:
         assert said(other) == "held"
@@ -232,7 +232,7 @@ class Kept:
     async def status(self) -> str:
         """State of our check."""
         checks = await self.ask("/v1/agent/checks")
-        return str(checks["mesh:tax-5003"]["Status"])
+        return str(checks["mesh:tax-127.0.0.1-5003"]["Status"])
 
 
 @asynccontextmanager
@@ -273,7 +273,7 @@ def test_first_beat_registers_and_reports(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with kept(tmp_path) as mine:
             await mine.beat("critical")
-            service = (await mine.services())["tax-5003"]
+            service = (await mine.services())["tax-127.0.0.1-5003"]
             assert (service["Service"], service["Port"]) == ("tax", 5003)
             assert service["Address"] == "127.0.0.1"
             assert service["Connect"] == {"Native": True}
@@ -302,7 +302,7 @@ def test_who_is_not_the_owner_registers_nothing(tmp_path: Path) -> None:
                 await mine.end()
                 assert mine.told == []
             await mine.beat()
-            assert set(await mine.services()) == {"tax-5003"}
+            assert set(await mine.services()) == {"tax-127.0.0.1-5003"}
             await mine.end()
 
     run(scenario())
@@ -315,9 +315,9 @@ def test_lost_registration_is_made_again(tmp_path: Path, status: str) -> None:
     async def scenario() -> None:
         async with kept(tmp_path) as mine:
             await mine.beat()
-            mine.agent.deregister("tax-5003")
+            mine.agent.deregister("tax-127.0.0.1-5003")
             await mine.beat(status)
-            assert set(await mine.services()) == {"tax-5003"}
+            assert set(await mine.services()) == {"tax-127.0.0.1-5003"}
             assert await mine.status() == status
             assert mine.told == [True, True]
 
@@ -350,7 +350,7 @@ def test_an_agent_that_says_nothing_is_asked_once_per_beat(tmp_path: Path) -> No
             await mine.beat()
         assert way.unheard == 1
         way.silent = False
-        agent.deregister("tax-5003")
+        agent.deregister("tax-127.0.0.1-5003")
         await mine.beat()
         assert mine.told == [True, True]
         mine.lock.release()
@@ -420,9 +420,9 @@ def test_end_turns_the_check_critical_before_it_deregisters(tmp_path: Path) -> N
 
             mine.agent.interpose = listen
             await mine.end()
-            (first, body), (second, _) = asked
+            _, (first, body), (second, _) = asked  # before them, whether it is still ours
             assert "/check/update/" in first and b"critical" in body
-            assert "/service/deregister/tax-5003" in second
+            assert "/service/deregister/tax-127.0.0.1-5003" in second
 
     run(scenario())
 
@@ -493,14 +493,21 @@ def test_registration_that_was_cut_short_is_taken_away_too(tmp_path: Path) -> No
             async def take_and_hang(request: Request) -> Answer | None:
                 if "/register" in request.path:
                     mine.agent.interpose = None
-                    mine.agent.register({"ID": "tax-5003", "Name": "tax", "Port": 5003})
+                    mine.agent.register(
+                        {
+                            "ID": "tax-127.0.0.1-5003",
+                            "Name": "tax",
+                            "Address": "127.0.0.1",
+                            "Port": 5003,
+                        }
+                    )
                     await asyncio.Event().wait()
                 return None
 
             mine.agent.interpose = take_and_hang
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(mine.beat(), 0.05)
-            assert set(await mine.services()) == {"tax-5003"}
+            assert set(await mine.services()) == {"tax-127.0.0.1-5003"}
             await mine.end()
             assert await mine.services() == {}
 
@@ -514,7 +521,7 @@ def test_owner_that_hands_over_leaves_the_instance(tmp_path: Path) -> None:
         async with kept(tmp_path) as mine:
             await mine.beat()
             await mine.registration.end(hand_over=True)
-            assert set(await mine.services()) == {"tax-5003"}
+            assert set(await mine.services()) == {"tax-127.0.0.1-5003"}
             assert not mine.registration.owner
             assert mine.told == [True]
             await mine.beat()
@@ -533,7 +540,9 @@ def test_one_that_stood_by_takes_away_what_nobody_owns(tmp_path: Path) -> None:
             with holder(tmp_path) as owner:
                 assert said(owner) == "held"
                 await mine.beat()
-            mine.agent.register({"ID": "tax-5003", "Name": "tax", "Port": 5003})
+            mine.agent.register(
+                {"ID": "tax-127.0.0.1-5003", "Name": "tax", "Address": "127.0.0.1", "Port": 5003}
+            )
             await mine.end()
             assert await mine.services() == {}
 

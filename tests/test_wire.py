@@ -437,7 +437,7 @@ def test_any_json_is_read_or_an_agent_error(answer: Any) -> None:
 
 # -- questions -------------------------------------------------------------------------------------
 
-TAX = Settings("tax", port=5003)
+TAX = Settings("tax", port=5003, service_id="tax-5003")
 
 
 def test_names_are_escaped_in_paths() -> None:
@@ -490,7 +490,9 @@ def test_state_is_reported_to_our_own_check() -> None:
     question = wire.ttl_question(TAX, "passing", "ready")
     assert (question.method, question.body) == ("PUT", {"Status": "passing", "Output": "ready"})
     assert question.path == "/v1/agent/check/update/mesh%3Atax-5003"
-    assert question.path != wire.ttl_question(replace(TAX, port=5004), "passing", "").path
+    assert (
+        question.path != wire.ttl_question(replace(TAX, service_id="tax-5004"), "passing", "").path
+    )
 
 
 def test_only_healthy_instances_are_asked_for() -> None:

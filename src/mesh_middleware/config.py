@@ -20,6 +20,8 @@ from .misspelling import lookalike, nearest
 DEFAULT_AGENT = "http://127.0.0.1:8500"
 DEFAULT_DOMAIN = "consul"
 MAX_ANSWER_BYTES = 8 * 1024 * 1024
+INSTANCE_KEY = "mesh_instance"
+"""Key in the metadata of a registration under which its owner's token stands."""
 Mode = Literal["enforce", "shadow"]
 Reading = Literal["strict", "envoy"]
 DefaultPolicy = Literal["allow", "deny"]
@@ -42,7 +44,8 @@ class Settings:
         service: name of this service in Consul. The only one without a default.
         port: TCP port the service is reached at; the server door fills it in.
         address: address others reach it at; empty means the agent's own.
-        service_id: Consul's ID of this instance; ``<service>-<port>`` unless set.
+        service_id: Consul's ID of this instance; ``<service>-<address>-<port>`` unless set, with
+            the host name where the address is empty.
         tags: registered with the instance.
         meta: registered with the instance.
         register: whether the instance is registered at all.
@@ -125,8 +128,14 @@ class Settings:
 
     @property
     def instance_id(self) -> str:
-        """Consul's ID of this instance."""
-        return self.service_id or (f"{self.service}-{self.port}" if self.port else self.service)
+        """
+        Consul's ID of this instance: ``<service>-<address, else host name>-<port>`` unless set.
+
+        Two pods or containers on one agent may have the same port; the ID tells them apart.
+        """
+        if self.service_id or not self.port:
+            return self.service_id or self.service
+        return f"{self.service}-{self.address.strip('[]') or os.uname().nodename}-{self.port}"
 
 
 NAMES = tuple(f.name for f in fields(Settings))
@@ -449,6 +458,8 @@ def _check(settings: Settings) -> None:
         raise ConfigError(f"poll = {settings.poll:g}: seconds from {_LEAST_WAIT:g} on, or 0")
     if settings.max_answer_bytes < 1:
         raise ConfigError(f"max_answer_bytes = {settings.max_answer_bytes}: at least 1 is expected")
+    if INSTANCE_KEY in settings.meta:
+        raise ConfigError(f"meta: the key {INSTANCE_KEY!r} is the mesh's own; use another")
     if "/" in settings.service or settings.service == "*":
         raise ConfigError(f"service = {settings.service!r}: a name without / and not * is expected")
     for option in ("exempt", "shadow"):

@@ -63,6 +63,12 @@ class AgentAnswerError(AgentError):
     code = "agent_answer"
 
 
+class InstanceTakenError(AgentError):
+    """Another process has registered an instance under the same ID, and lives."""
+
+    code = "instance_taken"
+
+
 class PeerError(MeshError):
     """The other end of a TLS connection is not who it has to be."""
 

@@ -222,6 +222,13 @@ class Follower:
         )
         return error
 
+    def report(self, name: str, code: str, text: str) -> None:
+        """Note a state of *name* that is no failure of the agent; log it the first time."""
+        if self.troubles.get(name, "").partition(":")[0] != code:
+            self._count(code)
+            _log.warning("%s: %s: %s", code, name, text)
+        self.troubles[name] = f"{code}: {text}"
+
     def well(self, name: str) -> None:
         """Note that *name* works."""
         if self.troubles.pop(name, None) is not None:

@@ -49,7 +49,7 @@ def mesh_registration(service_id: str, registered: bool) -> None:
     This process has registered its service instance, or taken it away (watch).
 
     Args:
-        service_id: Consul's ID of the instance, such as ``tax-5003``.
+        service_id: Consul's ID of the instance, such as ``tax-10.0.0.5-5003``.
         registered: whether it is registered now.
     """
 

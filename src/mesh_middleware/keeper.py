@@ -16,6 +16,7 @@ from .belief import Belief
 from .config import Settings
 from .consul.client import ConsulClient
 from .consul.lookout import AgentReturnedError
+from .exceptions import InstanceTakenError
 from .following import Follower, wait_at_most
 from .registration import BEATS_PER_TTL, OwnerLock, Registration
 
@@ -59,7 +60,8 @@ class Keeper:
         self._leaving: asyncio.Task[None] | None = None
         self._registration: Registration | None = None
         if settings.register and settings.port:
-            lock = OwnerLock(settings.agent, settings.instance_id)
+            place = f"{settings.address}\n{settings.port}"
+            lock = OwnerLock(settings.agent, settings.instance_id, place=place)
             self._registration = Registration(settings, client, lock, self._tell)
 
     def start(self, spawn: Callable[..., asyncio.Task[None]]) -> None:
@@ -120,6 +122,9 @@ class Keeper:
                     pause = min(pause, TAKEOVER_EVERY)
             except AgentReturnedError:
                 pause = 0.0
+            except InstanceTakenError as taken:
+                self._follower.report("registration", taken.code, str(taken))
+                failures, pause = 0, self._settings.check_ttl
             except Exception as caught:
                 failures += 1
                 error = self._follower.trouble("registration", caught)

@@ -1,9 +1,19 @@
 """
 Keeps this instance registered as Connect-native, by one process among its workers.
 
-Owns the lock that decides which process that is, the TTL heartbeat and the deregistration.
-The lock is the operating system's (`fcntl.lockf`): it dies with its holder, so that another
-worker takes over when the owner is killed.
+Owns the lock that decides which process that is, the token that tells this server's registration
+from another's, the TTL heartbeat and the deregistration. The lock is the operating system's
+(`fcntl.lockf`): it dies with its holder, so that another worker takes over when the owner is
+killed.
+
+Theory. Consul knows a registration by its ID alone, and the later one replaces the earlier. The
+default ID holds the address, so that two pods with the same port differ. Where two servers have one
+ID all the same, a random token in the registration's metadata tells who made it. It lies beside the
+lock file: the workers of one server share it, and so does the next owner after a restart. Before
+registering and before each heartbeat the entry is read; one with another token whose check is not
+critical is left alone. Registering is no compare-and-set: two that register in the same moment both
+succeed, and the earlier finds the other's token with its next heartbeat and stands by. Each such
+race ends within a TTL.
 """
 
 from __future__ import annotations
@@ -13,6 +23,8 @@ import fcntl
 import hashlib
 import logging
 import os
+import re
+import secrets
 import stat
 import tempfile
 from collections.abc import Callable
@@ -23,9 +35,11 @@ from weakref import WeakValueDictionary
 from .config import Settings
 from .consul import wire
 from .consul.client import LOST, ConsulClient
-from .exceptions import AgentError, ConfigError
+from .exceptions import AgentError, ConfigError, InstanceTakenError
 
 _log = logging.getLogger("mesh_middleware.registration")
+
+_TOKEN = re.compile("[0-9a-f]{32}")
 
 BEATS_PER_TTL = 3
 """Heartbeats per TTL: two may be lost before the check turns critical."""
@@ -39,13 +53,19 @@ class OwnerLock:
         agent: address of the agent.
         instance: Consul's ID of the instance.
         folder: where the lock file lies; a private folder of this user unless given.
+        place: address and port that are registered. Host name and network namespace count as well:
+            containers may share the folder.
     """
 
-    def __init__(self, agent: str, instance: str, folder: Path | None = None) -> None:
-        name = hashlib.sha256(f"{agent}\n{instance}".encode()).hexdigest()[:32]
+    def __init__(
+        self, agent: str, instance: str, folder: Path | None = None, place: str = ""
+    ) -> None:
+        parts = (agent, instance, place, os.uname().nodename, _network_namespace())
+        name = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
         self._folder = folder
         self._name = f"{name}.lock"
         self._file: IO[bytes] | None = None
+        self._token = ""
 
     @property
     def held(self) -> bool:
@@ -78,6 +98,22 @@ class OwnerLock:
         self._file = file
         _held[path] = self
         return True
+
+    def token(self) -> str:
+        """
+        The token of this server, read from beside the lock file, or made there.
+
+        Called by the owner only. Where the file cannot be read or written, the token lives as long
+        as this process.
+        """
+        if not self._token and self._file is not None:
+            path = Path(self._file.name).with_suffix(".token")
+            try:
+                self._token = _read_token(path) or _write_token(path)
+            except OSError as error:
+                _log.warning("token of the registration: %s; another is used from now on", error)
+                self._token = secrets.token_hex(16)
+        return self._token
 
     def release(self) -> None:
         """Let another process become the owner."""
@@ -114,7 +150,7 @@ class Registration:
         self._client = client
         self._lock = lock
         self._told = told
-        self._sent = self._stood_by = False
+        self._sent = self._stood_by = self._taken = False
         self.registered = False
 
     @property
@@ -131,11 +167,13 @@ class Registration:
             output: what people read beside it.
 
         Raises:
+            InstanceTakenError: another server has registered this ID, and lives.
             AgentError: the agent did not take it; the next beat registers anew.
         """
         if not self._lock.acquire():
             self._stood_by = True
             return
+        await self._look()
         known = self.registered
         if not known:
             await self._register()
@@ -149,6 +187,54 @@ class Registration:
                 raise
             await self._register()
             await self._report(status, output)
+
+    async def _look(self) -> None:
+        """
+        Find out whether this server may register, or is registered still.
+
+        What the agent will not tell (a token that may not read, an answer that cannot be read) is
+        no reason to let the check run out.
+        """
+        try:
+            entry = await self._read()
+            if entry is None:
+                self.registered = False
+                return
+            if self._is_ours(entry):
+                self._taken = False
+                return
+            alive = await self._is_alive()
+        except AgentError as error:
+            if error.code in LOST:
+                raise
+            _log.debug("the registration of %s: %s", self._settings.instance_id, error)
+            return
+        if self.registered:
+            self.registered = False
+            self._told(False)
+        self._taken = alive
+        if alive:
+            where = f"{entry.address or 'the address of the agent'}, port {entry.port}"
+            raise InstanceTakenError(
+                f"{self._settings.instance_id} is registered by another server ({where}), whose "
+                "check is not critical: standing by; give each a service_id, or an address, of "
+                "its own"
+            )
+        _log.warning("%s: taken over, its check is critical", self._settings.instance_id)
+
+    async def _read(self) -> wire.Entry | None:
+        answer = await self._client.ask(wire.instance_question(self._settings))
+        return None if answer.status == 404 else wire.parse_instance(answer.body)
+
+    def _is_ours(self, entry: wire.Entry) -> bool:
+        if entry.owner:
+            return entry.owner == self._lock.token()
+        # A file of the agent's, or an older version of this package: the same place is the same.
+        return (entry.address, entry.port) == (self._settings.address, self._settings.port)
+
+    async def _is_alive(self) -> bool:
+        answer = await self._client.ask(wire.checks_question(self._settings))
+        return wire.parse_alive(answer.body, self._settings)
 
     async def end(self, *, hand_over: bool = False) -> None:
         """
@@ -169,8 +255,12 @@ class Registration:
         # Also after a registration that was cut short, which the agent may have taken; and where
         # the owner went without a word, or handed over to nobody.
         sent, self._sent, self.registered = self._sent, False, False
+        if self._taken:
+            return
         if sent or (self._stood_by and self._lock.acquire()):
             try:
+                if await self._is_anothers():
+                    return
                 with contextlib.suppress(AgentError):
                     await self._report("critical", "the service is stopping")
                 answer = await self._client.ask(wire.deregister_question(self._settings))
@@ -180,9 +270,20 @@ class Registration:
             except AgentError as error:
                 _log.warning("deregistration of %s: %s", self._settings.instance_id, error)
 
+    async def _is_anothers(self) -> bool:
+        """Whether the entry was replaced since the last heartbeat: it is not ours to end."""
+        try:
+            entry = await self._read()
+        except AgentError as error:
+            if error.code in LOST:
+                raise
+            return False
+        return entry is not None and not self._is_ours(entry)
+
     async def _register(self) -> None:
         self._sent = True
-        answer = await self._client.ask(wire.register_question(self._settings))
+        question = wire.register_question(self._settings, self._lock.token())
+        answer = await self._client.ask(question)
         _expect_200(answer.status, answer.body)
         self.registered = True
         _log.info("registered %s as Connect-native", self._settings.instance_id)
@@ -196,6 +297,35 @@ class Registration:
 def _expect_200(status: int, body: object) -> None:
     if status != 200:
         raise AgentError(f"{status}: {body}")
+
+
+def _read_token(path: Path) -> str:
+    try:
+        if not stat.S_ISREG(path.lstat().st_mode):
+            return ""
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+            text = file.read(64).decode("ascii", "replace")
+    except FileNotFoundError:
+        return ""
+    return text if _TOKEN.fullmatch(text) else ""
+
+
+def _write_token(path: Path) -> str:
+    # Replaced whole: whatever stands under the name is neither followed nor opened.
+    token = secrets.token_hex(16)
+    made = path.with_suffix(f".{secrets.token_hex(4)}")
+    with open(os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(token)
+    os.replace(made, path)
+    return token
+
+
+def _network_namespace() -> str:
+    """Name of this process's network namespace; empty where the platform has none."""
+    try:
+        return os.readlink("/proc/self/ns/net")
+    except OSError:
+        return ""
 
 
 def _private_folder() -> Path:

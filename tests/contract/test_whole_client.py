@@ -143,34 +143,34 @@ def test_registered_while_it_lives(agent: Target, join: Any) -> None:
     service = found["Service"]
     assert service["Connect"].get("Native") is True
     assert (service["ID"], service["Address"], service["Port"]) == (
-        f"{name}-4711",
+        f"{name}-127.0.0.7-4711",
         "127.0.0.7",
         4711,
     )
     assert service["Tags"] == ["a"] and service["Meta"]["k"] == "v"
     assert until(lambda: mesh.status()["registered"], "the mesh knows it")
     mesh.close()
-    assert f"{name}-4711" not in agent.get("/v1/agent/services").json()
+    assert f"{name}-127.0.0.7-4711" not in agent.get("/v1/agent/services").json()
     assert instances(agent, name) == []
 
 
 def test_a_registration_that_somebody_removes_comes_back(agent: Target, join: Any) -> None:
     """An agent that forgot us is told again, by the next heartbeat."""
     name = agent.name("tax")
-    join(name, port=4711, check_ttl=1.0)
+    join(name, port=4711, address="127.0.0.7", check_ttl=1.0)
     until(lambda: instances(agent, name), "a passing instance")
-    agent.put(f"/v1/agent/service/deregister/{name}-4711")
+    agent.put(f"/v1/agent/service/deregister/{name}-127.0.0.7-4711")
     until(lambda: instances(agent, name), "the instance again")
 
 
 def test_withdrawn_before_the_end(agent: Target, join: Any) -> None:
     """`withdraw` takes the instance away; requests are judged as before."""
     invoice, name = join(agent.name("invoice")), agent.name("tax")
-    mesh = join(name, port=4711)
+    mesh = join(name, port=4711, address="127.0.0.7")
     peer = meet(invoice, mesh)
     until(lambda: instances(agent, name), "a passing instance")
     mesh.withdraw()
-    until(lambda: f"{name}-4711" not in agent.get("/v1/agent/services").json(), "its end")
+    until(lambda: f"{name}-127.0.0.7-4711" not in agent.get("/v1/agent/services").json(), "its end")
     assert mesh.decide(peer, CALL).allowed
 
 

@@ -102,7 +102,7 @@ def test_the_instance_is_registered_as_connect_native(served: Served) -> None:
     (instance,) = healthy(served.agent, 1)
     service, port = instance["Service"], served.server.port()
     assert service["Connect"]["Native"] is True
-    assert service["ID"] == f"tax-{port}"
+    assert service["ID"] == f"tax-127.0.0.1-{port}"
     assert (service["Address"], service["Port"]) == (HOST, port)
 
 
@@ -198,11 +198,11 @@ def test_several_workers_are_one_instance(app: str, agent: DevAgent, serve: Serv
     agent.interpose = note
     server = serve(APPS[app], workers=2, listeners=2)
     (instance,) = healthy(agent, 1)
-    assert instance["Service"]["ID"] == f"tax-{server.port()}"
+    assert instance["Service"]["ID"] == f"tax-127.0.0.1-{server.port()}"
     invoice = caller(agent)
     for _ in range(10):
         assert body(knock(server.port(), invoice.pem))["peer"] == invoice.uri
-    assert list(registered(agent)) == [f"tax-{server.port()}"]
+    assert list(registered(agent)) == [f"tax-127.0.0.1-{server.port()}"]
     assert requests.count("/v1/agent/service/register") == 1
     server.stop()
     assert registered(agent) == {}
@@ -236,9 +236,9 @@ def test_two_instances_on_one_host_have_different_ids(agent: DevAgent, serve: Se
     """The same file twice, on two ports: two instances, and the end of one leaves the other."""
     first, second = serve(), serve()
     ids = {instance["Service"]["ID"] for instance in healthy(agent, 2)}
-    assert ids == {f"tax-{first.port()}", f"tax-{second.port()}"}
+    assert ids == {f"tax-127.0.0.1-{first.port()}", f"tax-127.0.0.1-{second.port()}"}
     first.stop()
-    assert list(registered(agent)) == [f"tax-{second.port()}"]
+    assert list(registered(agent)) == [f"tax-127.0.0.1-{second.port()}"]
 
 
 @pytest.mark.parametrize("bind", ["0.0.0.0:0", "[::]:0"])

@@ -85,7 +85,7 @@ def test_r03_agent_down_half_open_and_up(
     dice = random.Random(3)
     slowest = 0.0
     with Wire(agent.url) as wire:
-        mesh = join(wire.url, port=4711)
+        mesh = join(wire.url, port=4711, service_id="tax-4711")
         for name in UPSTREAMS:
             # Without instances it would be watched for a minute, as nobody calls it.
             agent.register({"Name": name, "Port": 1, "Connect": {"Native": True}})

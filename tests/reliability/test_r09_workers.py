@@ -90,7 +90,7 @@ def test_r09_every_worker_is_ready_and_one_registers(agent: DevAgent, serve: Ser
             lambda: pids.add(pid_of(server.port(), invoice.pem)) or len(pids) == WORKERS, "all four"
         )
         assert time.monotonic() - started < 10.0, "from the first to the last, chance included"
-    assert watched.ids == {f"tax-{server.port()}"} and watched.registers <= 1
+    assert watched.ids == {f"tax-127.0.0.1-{server.port()}"} and watched.registers <= 1
     server.stop()
     assert registered(agent) == {}
     assert time.monotonic() - began < 60
@@ -134,7 +134,7 @@ def test_r09_replaced_workers_leave_no_gap(workers: int, agent: DevAgent, serve:
         until(lambda: watched.registers >= 1, "an owner that was replaced", 60.0)
     assert watched.deregisters == 0
     assert watched.gap < 2.0
-    assert watched.ids == {f"tax-{server.port()}"}
+    assert watched.ids == {f"tax-127.0.0.1-{server.port()}"}
     # One that has just come: while the only worker is being replaced there is none to deregister.
     known = set(pids)
     until(lambda: (served() or True) and pids - known, "a fresh worker", 60.0)

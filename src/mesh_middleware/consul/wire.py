@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import quote
 
 from ..certificates import KeyPair, Roots, load_certificates, read_leaf
-from ..config import Settings
+from ..config import INSTANCE_KEY, Settings
 from ..exceptions import AgentAnswerError, CertificateError, IdentityError
 from ..identity import TrustDomain
 
@@ -135,8 +135,77 @@ def authorize_question(service: str, uri: str) -> Question:
     )
 
 
-def register_question(settings: Settings) -> Question:
-    """Register this instance as Connect-native, with a TTL check that starts critical."""
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """
+    An instance as it is registered with the agent.
+
+    Args:
+        owner: token of who registered it; empty where that was somebody who sets none.
+        address: empty for the agent's own.
+        port: of the service.
+    """
+
+    owner: str
+    address: str
+    port: int
+
+
+def instance_question(settings: Settings) -> Question:
+    """Read this instance's registration; 404 where there is none."""
+    return Question(
+        f"/v1/agent/service/{quote(settings.instance_id, safe='')}",
+        f'service:read on "{settings.service}"',
+    )
+
+
+def checks_question(settings: Settings) -> Question:
+    """Read all checks of the agent."""
+    return Question("/v1/agent/checks", f'service:read on "{settings.service}"')
+
+
+def parse_instance(body: object) -> Entry:
+    """
+    Read one registration.
+
+    Raises:
+        AgentAnswerError: the shape is another one.
+    """
+    answer = _table(body, "a service")
+    meta, address, port = answer.get("Meta"), answer.get("Address"), answer.get("Port")
+    owner = meta.get(INSTANCE_KEY) if isinstance(meta, dict) else None
+    return Entry(
+        owner if isinstance(owner, str) else "",
+        address if isinstance(address, str) else "",
+        port if isinstance(port, int) else 0,
+    )
+
+
+def parse_alive(body: object, settings: Settings) -> bool:
+    """
+    Tell whether an instance lives: by the check that we register, else by any that it has.
+
+    One that has no check lives. One in maintenance does, too: that is a check of its own.
+
+    Raises:
+        AgentAnswerError: the shape is another one.
+    """
+    checks = _table(body, "checks")
+    ours = checks.get(check_id(settings))
+    if isinstance(ours, dict):
+        return ours.get("Status") != "critical"
+    each = [_table(check, "a check") for check in checks.values()]
+    states = [one.get("Status") for one in each if one.get("ServiceID") == settings.instance_id]
+    return not states or any(state != "critical" for state in states)
+
+
+def register_question(settings: Settings, owner: str = "") -> Question:
+    """
+    Register this instance as Connect-native, with a TTL check that starts critical.
+
+    Args:
+        owner: token that tells who registers it.
+    """
     check = {
         "CheckID": check_id(settings),
         "Name": "mesh_middleware: certificate valid and policy known",
@@ -155,8 +224,8 @@ def register_question(settings: Settings) -> Question:
         body["Address"] = settings.address
     if settings.tags:
         body["Tags"] = list(settings.tags)
-    if settings.meta:
-        body["Meta"] = dict(settings.meta)
+    if settings.meta or owner:
+        body["Meta"] = {**settings.meta, **({INSTANCE_KEY: owner} if owner else {})}
     return Question(
         "/v1/agent/service/register", f'service:write on "{settings.service}"', "PUT", body=body
     )

@@ -44,7 +44,7 @@ class Service:
     @property
     def id(self) -> str:
         """What Consul calls this instance."""
-        return f"{self.name}-{self.port}"
+        return f"{self.name}-127.0.0.1-{self.port}"
 
     @property
     def command(self) -> str:
