@@ -29,7 +29,7 @@ from .request_threads import RequestThreads, TooManyRequestsError
 from .response_queue import ResponseQueue
 from .wsgi_body import RequestBody
 from .wsgi_environ import Environ, RequestRefusedError, build_environ, content_length
-from .wsgi_response import Response
+from .wsgi_response import Response, ShortResponseError
 
 _log = logging.getLogger("mesh_middleware.inbound")
 
@@ -195,7 +195,10 @@ class _Request:
         elif isinstance(error, asyncio.CancelledError) and response.begun:
             self._abort(0)  # the response was cut on purpose
         else:
-            _log.error("error in the WSGI application at %s", self, exc_info=error)
+            if isinstance(error, ShortResponseError):
+                _log.error("error in the WSGI application at %s: %s", self, error)
+            else:
+                _log.error("error in the WSGI application at %s", self, exc_info=error)
             self.status = 500
             self.queue.fail()
 
