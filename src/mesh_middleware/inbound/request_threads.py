@@ -17,7 +17,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Protocol
 
 Work = Callable[[], object]
@@ -52,7 +52,7 @@ class RequestThreads:
         self._threads, self._max_stalled, self._backlog = threads, stalled, backlog
         self._executor = ThreadPoolExecutor(threads + stalled, thread_name_prefix=name)
         self._lock = threading.Lock()
-        self._running = 0
+        self._running, self._closed = 0, False
         self._stalled: dict[object, Abortable] = {}
         self._line = _Line()
 
@@ -69,6 +69,8 @@ class RequestThreads:
             RuntimeError: the pool is closed, or the interpreter ends.
         """
         with self._lock:
+            if self._closed:
+                raise RuntimeError("the pool is closed")
             if self._running >= self._threads:
                 if len(self._line) >= self._backlog:
                     raise TooManyRequestsError
@@ -90,11 +92,13 @@ class RequestThreads:
             self._running -= 1
             self._stalled[token] = request
             evicted = self._pop_longest() if len(self._stalled) > self._max_stalled else None
-            work = self._pop_work()
+            # Of a closed pool, the threads that still run take what waits in line.
+            work = None if self._closed else self._pop_work()
         if evicted is not None:
             evicted.evict()
         if work is not None:
-            self._start(work)
+            with suppress(RuntimeError):  # the interpreter ends, and with it every request
+                self._start(work)
         try:
             yield
         finally:
@@ -103,7 +107,9 @@ class RequestThreads:
                 self._running += 1
 
     def close(self) -> None:
-        """Start nothing more; threads end with what they run."""
+        """Take nothing more; threads end with what they run, and what waits in line."""
+        with self._lock:
+            self._closed = True
         self._executor.shutdown(wait=False)
 
     def _start(self, work: Work) -> None:

@@ -72,7 +72,8 @@ class ResponseQueue:
     """
 
     def __init__(self, request: Request, *, size: int, timeout: float) -> None:
-        self._request, self._size, self._timeout = request, size, timeout
+        self._request: Request | None = request
+        self._loop, self._size, self._timeout = request.loop, size, timeout
         self._lock = threading.Lock()
         self._head: Head | None = None
         self._pieces: list[bytes] = []
@@ -110,10 +111,11 @@ class ResponseQueue:
             full = self._queued >= self._size or len(self._pieces) >= MAX_PIECES
             room = self._room = threading.Event() if full and not last else None
             wakes, self._idle = self._idle, False
+            request = self._request
         if wakes:
             self._wake()
-        if room is not None:
-            self._wait_for(room)
+        if room is not None and request is not None:
+            self._wait_for(room, request)
 
     def fail(self) -> None:
         """The application failed: what is queued is sent, and the response ends incomplete."""
@@ -125,16 +127,16 @@ class ResponseQueue:
 
     def _wake(self) -> None:
         try:
-            self._request.loop.call_soon_threadsafe(self._notify)
+            self._loop.call_soon_threadsafe(self._notify)
         except RuntimeError:  # the loop is closed
             self.abort()
 
-    def _wait_for(self, room: threading.Event) -> None:
+    def _wait_for(self, room: threading.Event, request: Request) -> None:
         seen = -1
         # The event loop has the timeout, and aborts; this one is for a loop that has ended.
-        while not self._request.wait(room, self._timeout + LOOP_SLACK):
+        while not request.wait(room, self._timeout + LOOP_SLACK):
             if seen == self._slices:
-                self._request.response_timed_out()
+                request.response_timed_out()
             seen = self._slices
         if self._aborted:
             raise ResponseAbortedError("the response was aborted")
@@ -157,6 +159,11 @@ class ResponseQueue:
 
     # In the event loop.
 
+    def end(self) -> None:
+        """Send nothing more."""
+        self.abort()
+        self._request = None  # which holds this queue: a cycle for each request
+
     async def send_all(self, send: Send, streams: Callable[[], None]) -> bool:
         """
         Send pieces as they come, until the end.
@@ -176,7 +183,7 @@ class ResponseQueue:
                 waits = not (head or pieces or last or failed or self._aborted)
                 if waits:
                     self._idle = True
-                    self._waiter = self._request.loop.create_future()
+                    self._waiter = self._loop.create_future()
             if self._aborted:
                 return False
             if room is not None:
@@ -225,9 +232,9 @@ class ResponseQueue:
                 await send({"type": "http.response.body", "body": part, "more_body": more})
         except OSError:
             # ASGI 2.4: a send to a client that has gone raises. A timeout is an OSError as well.
-            if limit.expired():
+            if self._request is not None and limit.expired():
                 self._request.response_timed_out()
-            else:
+            elif self._request is not None:
                 self._request.disconnected()
         self._slices += 1
         return not self._aborted

@@ -234,7 +234,7 @@ class _Request:
 
     def end(self) -> None:
         """The task ends; called in the event loop."""
-        self.queue.abort()
+        self.queue.end()
         self.body.end()
 
     def _abort(self, status: int) -> None:
