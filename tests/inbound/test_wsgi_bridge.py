@@ -181,6 +181,17 @@ def test_a_body_beyond_the_limit_is_413(known: bool) -> None:
     assert bool(ran) is not known
 
 
+def test_a_refusal_that_is_not_read_ends() -> None:
+    """It has no more time than a response."""
+
+    async def work() -> None:
+        exchange = Exchange(headers=[(b"content-length", b"11")], messages=[], reads=False)
+        await exchange.through(WsgiBridge(reads, max_body=10, send_timeout=0.05))
+        assert exchange.status == 413
+
+    run(work)
+
+
 def test_a_body_of_the_limit_is_read() -> None:
     """The bound is the last that passes."""
 

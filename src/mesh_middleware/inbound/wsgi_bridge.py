@@ -21,6 +21,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
 from typing import Any
@@ -44,6 +45,15 @@ BACKLOG = 1000
 MAX_BODY = 16 << 20
 BUFFER = 1 << 16
 TIMEOUT = 30.0
+
+_ANSWERS = {
+    400: b"Bad Request",
+    404: b"Not Found",
+    408: b"Request Timeout",
+    413: b"Content Too Large",
+    500: b"Internal Server Error",
+    503: b"Service Unavailable",
+}
 
 
 class WsgiBridge:
@@ -86,7 +96,7 @@ class WsgiBridge:
             raise ValueError("sizes must be at least 1, and timeouts greater than 0")
         self.app = app
         self._threads = RequestThreads(threads=threads, stalled=stalled, backlog=backlog)
-        self._max_body = max_body
+        self._max_body, self._send_timeout = max_body, send_timeout
         self._make_body = partial(
             RequestBody, limit=max_body, buffer=body_buffer, timeout=read_timeout
         )
@@ -109,6 +119,20 @@ class WsgiBridge:
         """Take no further request; threads end with what they run."""
         self._threads.close()
 
+    async def _answer(self, send: Send, status: int) -> None:
+        body = _ANSWERS[status] + b"\n"
+        headers = [
+            (b"content-type", b"text/plain; charset=utf-8"),
+            (b"content-length", b"%d" % len(body)),
+        ]
+        if status == 503:
+            headers.append((b"retry-after", b"1"))
+        # A client that does not read even this has no more time than for a response.
+        with suppress(OSError):
+            async with asyncio.timeout(self._send_timeout):
+                await send({"type": "http.response.start", "status": status, "headers": headers})
+                await send({"type": "http.response.body", "body": body, "more_body": False})
+
     async def _live(self, receive: Receive, send: Send) -> None:
         await receive()
         await send({"type": "lifespan.startup.complete"})
@@ -123,7 +147,7 @@ class WsgiBridge:
             if length is not None and length > self._max_body:
                 raise RequestRefusedError(413)
         except RequestRefusedError as error:
-            await _answer(send, error.status)
+            await self._answer(send, error.status)
             return
         request = _Request(self.app, environ, self._threads)
         request.body = environ["wsgi.input"] = self._make_body(request, receive, length=length)
@@ -134,7 +158,7 @@ class WsgiBridge:
         try:
             self._threads.submit(connection, work)
         except (TooManyRequestsError, RuntimeError):
-            await _answer(send, 503)
+            await self._answer(send, 503)
             return
         whole = False
         try:
@@ -144,7 +168,7 @@ class WsgiBridge:
             if not whole:
                 self._threads.withdraw(connection, work)
         if not whole and not request.queue.begun and request.status:
-            await _answer(send, request.status)
+            await self._answer(send, request.status)
 
 
 class _Request:
@@ -245,25 +269,3 @@ class _Request:
     def __str__(self) -> str:
         path = self._environ["SCRIPT_NAME"] + self._environ["PATH_INFO"]
         return f"{self._environ['REQUEST_METHOD']} {path[:200]!r}"
-
-
-_ANSWERS = {
-    400: b"Bad Request",
-    404: b"Not Found",
-    408: b"Request Timeout",
-    413: b"Content Too Large",
-    500: b"Internal Server Error",
-    503: b"Service Unavailable",
-}
-
-
-async def _answer(send: Send, status: int) -> None:
-    body = _ANSWERS[status] + b"\n"
-    headers = [
-        (b"content-type", b"text/plain; charset=utf-8"),
-        (b"content-length", b"%d" % len(body)),
-    ]
-    if status == 503:
-        headers.append((b"retry-after", b"1"))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body, "more_body": False})
