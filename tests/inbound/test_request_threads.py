@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from mesh_middleware.inbound.request_threads import RequestThreads, TooManyRequestsError
+from mesh_middleware.inbound.request_threads import RequestThreads, TooManyRequestsError, is_logged
 
 from ..support.asgi import Gate, opened
 from ..support.servers import PATIENCE, until
@@ -98,7 +98,7 @@ def test_who_waits_for_its_peer_takes_no_place() -> None:
             request.arrive()
 
 
-def test_the_longest_wait_is_evicted() -> None:
+def test_the_longest_wait_is_evicted(caplog: pytest.LogCaptureFixture) -> None:
     """One for each beyond the bound; who made progress meanwhile waits less long."""
     first, second, third, fourth = requests = [Request() for _ in range(4)]
     began: list[Request] = []
@@ -112,10 +112,16 @@ def test_the_longest_wait_is_evicted() -> None:
             threads.submit(1, lambda request=request: wait(request))
             until(lambda request=request: request in began, "it waits")
         until(lambda: second.evicted, "the second is evicted")
+        assert [record.args[-1] for record in caplog.records] == [1, 2]
         assert [request.evicted for request in requests] == [1, 1, 0, 0]
         for request in (third, fourth):
             request.arrive()
     assert first.evicted == 1
+
+
+def test_a_flood_is_logged_in_few_lines() -> None:
+    """A million of one kind are 20 lines."""
+    assert [count for count in range(1, 20) if is_logged(count)] == [1, 2, 4, 8, 16]
 
 
 def test_what_is_withdrawn_does_not_run() -> None:

@@ -13,12 +13,15 @@ last progress is aborted. Requests beyond ``threads`` wait in line, and connecti
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Protocol
+
+_log = logging.getLogger("mesh_middleware.inbound")
 
 Work = Callable[[], object]
 """What a thread does for one request; it must not raise."""
@@ -29,6 +32,11 @@ class Abortable(Protocol):
 
     def evict(self) -> None:
         """Abort it; called from any thread."""
+
+
+def is_logged(count: int) -> bool:
+    """Whether the *count*-th of something that peers can cause is logged: the powers of two are."""
+    return count & (count - 1) == 0
 
 
 class TooManyRequestsError(Exception):
@@ -54,6 +62,7 @@ class RequestThreads:
         self._lock = threading.Lock()
         self._running, self._closed = 0, False
         self._stalled: dict[object, Abortable] = {}
+        self._evictions = 0
         self._line = _Line()
 
     def submit(self, connection: Hashable, work: Work) -> None:
@@ -73,7 +82,7 @@ class RequestThreads:
                 raise RuntimeError("the pool is closed")
             if self._running >= self._threads:
                 if len(self._line) >= self._backlog:
-                    raise TooManyRequestsError
+                    raise TooManyRequestsError("too many requests wait for a thread")
                 self._line.append(connection, work)
                 return
             self._running += 1
@@ -95,7 +104,7 @@ class RequestThreads:
             # Of a closed pool, the threads that still run take what waits in line.
             work = None if self._closed else self._pop_work()
         if evicted is not None:
-            evicted.evict()
+            self._evict(evicted)
         if work is not None:
             with suppress(RuntimeError):  # the interpreter ends, and with it every request
                 self._start(work)
@@ -112,6 +121,17 @@ class RequestThreads:
             self._closed = True
         self._executor.shutdown(wait=False)
 
+    def _evict(self, request: Abortable) -> None:
+        self._evictions += 1
+        if is_logged(self._evictions):
+            _log.warning(
+                "aborted %s, which waited longest for its client: more than %d do (%d aborted)",
+                request,
+                self._max_stalled,
+                self._evictions,
+            )
+        request.evict()
+
     def _start(self, work: Work) -> None:
         try:
             self._executor.submit(self._run, work)
@@ -122,7 +142,10 @@ class RequestThreads:
 
     def _run(self, work: Work | None) -> None:
         while work is not None:
-            work()
+            try:
+                work()
+            except BaseException:
+                _log.exception("bug: the work of a request raised; please report")
             with self._lock:
                 self._running -= 1
                 work = self._pop_work()

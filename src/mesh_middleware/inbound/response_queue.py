@@ -61,13 +61,20 @@ class Request(Protocol):
         """The client has gone; called in the event loop."""
 
 
+class _Batch(NamedTuple):
+    head: Head | None
+    pieces: list[bytes]
+    last: bool
+    failed: bool
+
+
 class ResponseQueue:
     """
     The pieces of one response.
 
     Args:
         request: it belongs to.
-        size: bytes that may be queued before the thread waits.
+        size: bytes that may be queued before the thread waits; as many may be just being sent.
         timeout: seconds in which each message must be sent.
     """
 
@@ -176,41 +183,43 @@ class ResponseQueue:
             Whether the response was sent whole.
         """
         while True:
-            with self._lock:
-                head, pieces, last, failed = self._head, self._pieces, self._last, self._failed
-                self._head, self._pieces, self._queued = None, [], 0
-                room, self._room = self._room, None
-                waits = not (head or pieces or last or failed or self._aborted)
-                if waits:
-                    self._idle = True
-                    self._waiter = self._loop.create_future()
+            batch = self._take()
+            if batch is None:
+                if self._waiter is not None:
+                    await self._waiter
+                continue
             if self._aborted:
                 return False
-            if room is not None:
-                room.set()
-            if waits and self._waiter is not None:
-                await self._waiter
-                continue
-            if head or pieces or last:
-                first = not self.begun
-                if not await self._send_batch(send, head, pieces, last=last):
-                    return False
-                if last:
-                    return True
-                if first and not failed:
-                    streams()
-            if failed:
+            first = not self.begun
+            if (batch.head or batch.pieces or batch.last) and not await self._send(send, batch):
                 return False
+            if batch.last or batch.failed:
+                return batch.last
+            if first:
+                streams()
 
-    async def _send_batch(
-        self, send: Send, head: Head | None, pieces: list[bytes], *, last: bool
-    ) -> bool:
+    def _take(self) -> _Batch | None:
+        """What there is; when there is nothing, `_waiter` is set, and the thread wakes it."""
+        with self._lock:
+            if not (self._head or self._pieces or self._last or self._failed or self._aborted):
+                self._idle = True
+                self._waiter = self._loop.create_future()
+                return None
+            batch = _Batch(self._head, self._pieces, self._last, self._failed)
+            self._head, self._pieces, self._queued = None, [], 0
+            room, self._room = self._room, None
+        if room is not None:
+            room.set()
+        return batch
+
+    async def _send(self, send: Send, batch: _Batch) -> bool:
+        head, pieces = batch.head, batch.pieces
         data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         start, end = 0, len(data)
         while True:
             part = data if end <= SLICE else data[start : start + SLICE]
             start += SLICE
-            more = start < end or not last
+            more = start < end or not batch.last
             if not await self._send_slice(send, head, part, more=more):
                 return False
             head = None

@@ -26,7 +26,7 @@ from contextvars import copy_context
 from functools import partial
 from typing import Any
 
-from .request_threads import RequestThreads, TooManyRequestsError
+from .request_threads import RequestThreads, TooManyRequestsError, is_logged
 from .response_queue import ResponseQueue
 from .wsgi_body import RequestBody
 from .wsgi_environ import Environ, RequestRefusedError, build_environ, content_length
@@ -70,8 +70,8 @@ class WsgiBridge:
         backlog: how many requests may wait for a thread; further ones are answered 503.
         max_body: bytes of the largest request body; larger ones are answered 413.
         body_buffer: bytes of one request body that may wait to be read, besides one ASGI message.
-        response_buffer: bytes of one response that may wait to be sent, besides the application's
-            latest piece, or its list.
+        response_buffer: bytes of one response that may wait to be sent, besides as many that are
+            being sent, and the application's latest piece, or its list.
         read_timeout: seconds in which the next piece of a body that is read must arrive.
         send_timeout: seconds in which the client must take the next 64 KiB of a response.
 
@@ -96,6 +96,7 @@ class WsgiBridge:
             raise ValueError("sizes must be at least 1, and timeouts greater than 0")
         self.app = app
         self._threads = RequestThreads(threads=threads, stalled=stalled, backlog=backlog)
+        self._refused = 0
         self._max_body, self._send_timeout = max_body, send_timeout
         self._make_body = partial(
             RequestBody, limit=max_body, buffer=body_buffer, timeout=read_timeout
@@ -157,7 +158,10 @@ class WsgiBridge:
         work = partial(copy_context().run, request.run)
         try:
             self._threads.submit(connection, work)
-        except (TooManyRequestsError, RuntimeError):
+        except (TooManyRequestsError, RuntimeError) as error:
+            self._refused += 1
+            if is_logged(self._refused):
+                _log.warning("answered %s with 503: %s (%d so far)", request, error, self._refused)
             await self._answer(send, 503)
             return
         whole = False
@@ -186,6 +190,9 @@ class _Request:
 
     def __init__(self, app: App, environ: Environ, threads: RequestThreads) -> None:
         self._app, self._environ, self._threads = app, environ, threads
+        # Noted before the application can change them.
+        self._method: str = environ["REQUEST_METHOD"]
+        self._path: str = environ["SCRIPT_NAME"] + environ["PATH_INFO"]
         self.loop = asyncio.get_running_loop()
         self.status = 0
         """Of the answer to a request that was aborted before its response began; 0 for none."""
@@ -196,7 +203,7 @@ class _Request:
         """Have the application answer; never raises."""
         if self.queue.aborted:
             return
-        response = Response(self.queue, self._environ["REQUEST_METHOD"])
+        response = Response(self.queue, self._method)
         answer: Any = None
         try:
             answer = self._app(self._environ, response.start)
@@ -235,7 +242,6 @@ class _Request:
 
     def evict(self) -> None:
         """Too many others wait for their clients."""
-        _log.warning("aborted %s: too many requests wait for their clients", self)
         self._abort(503)
 
     def response_timed_out(self) -> None:
@@ -267,5 +273,4 @@ class _Request:
         self.body.fail(ConnectionAbortedError("the request was aborted"))
 
     def __str__(self) -> str:
-        path = self._environ["SCRIPT_NAME"] + self._environ["PATH_INFO"]
-        return f"{self._environ['REQUEST_METHOD']} {path[:200]!r}"
+        return f"{self._method} {self._path[:200]!r}"
