@@ -142,6 +142,39 @@ def test_what_is_withdrawn_does_not_run() -> None:
     assert ran == ["last"]
 
 
+def test_a_system_without_threads_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is refused never runs; what waits in line runs in the thread there is."""
+    first, ran = Request(), []
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    began, gate = Gate(), Gate()
+    with pool(threads=1, backlog=5) as threads, opened(began, gate):
+
+        def work() -> None:
+            began.wait()
+            first.wait(threads)
+            gate.wait()
+
+        threads.submit(1, work)
+        until(lambda: began.came, "the first runs")
+        threads.submit(2, lambda: ran.append("in line"))
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refuse)
+            began.open()  # it waits for its peer now, and the line should be run
+            until(lambda: threads._stalled and threads._running == 0, "it waits")
+            until(lambda: len(threads._line) == 1, "the other is in line again")
+            with pytest.raises(RuntimeError):
+                threads.submit(3, lambda: ran.append("refused"))
+        first.arrive()
+        gate.open()
+        until(lambda: ran, "the line is run")
+        threads.submit(4, lambda: ran.append("later"))
+        until(lambda: len(ran) == 2, "a later one is run")
+    assert ran == ["in line", "later"]
+
+
 def test_a_closed_pool_takes_nothing() -> None:
     """And forgets nothing that it counted."""
     with pool(threads=1) as threads:

@@ -18,7 +18,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Protocol
 
 _log = logging.getLogger("mesh_middleware.inbound")
@@ -75,7 +75,7 @@ class RequestThreads:
 
         Raises:
             TooManyRequestsError: the line is full.
-            RuntimeError: the pool is closed, or the interpreter ends.
+            RuntimeError: the pool is closed, the interpreter ends, or there is no thread to be had.
         """
         with self._lock:
             if self._closed:
@@ -102,12 +102,11 @@ class RequestThreads:
             self._stalled[token] = request
             evicted = self._pop_longest() if len(self._stalled) > self._max_stalled else None
             # Of a closed pool, the threads that still run take what waits in line.
-            work = None if self._closed else self._pop_work()
+            waiting = None if self._closed else self._pop_waiting()
         if evicted is not None:
             self._evict(evicted)
-        if work is not None:
-            with suppress(RuntimeError):  # the interpreter ends, and with it every request
-                self._start(work)
+        if waiting is not None:
+            self._start_waiting(*waiting)
         try:
             yield
         finally:
@@ -133,14 +132,27 @@ class RequestThreads:
         request.evict()
 
     def _start(self, work: Work) -> None:
+        ticket = [work]
         try:
-            self._executor.submit(self._run, work)
+            self._executor.submit(self._run, ticket)
         except RuntimeError:
+            # The system gives no further thread. It is in the executor's queue all the same, and
+            # one of the others may have taken it.
+            if _take(ticket) is None:
+                return
             with self._lock:
                 self._running -= 1
             raise
 
-    def _run(self, work: Work | None) -> None:
+    def _start_waiting(self, connection: Hashable, work: Work) -> None:
+        try:
+            self._start(work)
+        except RuntimeError:
+            with self._lock:
+                self._line.append(connection, work)  # for a thread that becomes free
+
+    def _run(self, ticket: list[Work]) -> None:
+        work = _take(ticket)
         while work is not None:
             try:
                 work()
@@ -148,9 +160,10 @@ class RequestThreads:
                 _log.exception("bug: the work of a request raised; please report")
             with self._lock:
                 self._running -= 1
-                work = self._pop_work()
+                waiting = self._pop_waiting()
+            work = None if waiting is None else waiting[1]
 
-    def _pop_work(self) -> Work | None:
+    def _pop_waiting(self) -> tuple[Hashable, Work] | None:
         if self._running >= self._threads or not self._line:
             return None
         self._running += 1
@@ -158,6 +171,14 @@ class RequestThreads:
 
     def _pop_longest(self) -> Abortable:
         return self._stalled.pop(next(iter(self._stalled)))
+
+
+def _take(ticket: list[Work]) -> Work | None:
+    """The work of a ticket, for the first who asks."""
+    try:
+        return ticket.pop()
+    except IndexError:
+        return None
 
 
 class _Line:
@@ -174,14 +195,14 @@ class _Line:
         self._queues.setdefault(connection, deque()).append(work)
         self._length += 1
 
-    def pop(self) -> Work:
+    def pop(self) -> tuple[Hashable, Work]:
         connection = next(iter(self._queues))
         queue = self._queues.pop(connection)
         work = queue.popleft()
         if queue:
             self._queues[connection] = queue  # behind every other connection
         self._length -= 1
-        return work
+        return connection, work
 
     def remove(self, connection: Hashable, work: Work) -> None:
         queue = self._queues.get(connection)
