@@ -16,6 +16,8 @@ from ..interop.conftest import Serve
 from ..support.servers import PATIENCE, Hypercorn
 from .raw import BASE, Frames, dial
 
+pytestmark = pytest.mark.process
+
 APP = """
 import itertools
 import threading

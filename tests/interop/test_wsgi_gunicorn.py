@@ -22,6 +22,8 @@ from ..support.servers import Process, clean_environment
 from .callers import HOST, Identity, outsider_context
 from .conftest import Serve
 
+pytestmark = pytest.mark.process
+
 APP = """
 import os
 
