@@ -25,7 +25,7 @@ from .rounds import Rounds, Samples
 from .setting import ROOT, SettingError, Stage
 
 CACHE = ROOT / ".cache" / "bench"
-ALSO = ("decide.py", "client.py", "upstreams_scale.py")
+ALSO = ("decide.py", "client.py", "upstreams_scale.py", "wsgi.py")
 """Benches of their own, run at the end."""
 ALSO_SECONDS = 600.0
 

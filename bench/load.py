@@ -96,7 +96,7 @@ def build(cache: Path) -> Path:
 def run(
     program: Path,
     load: Load,
-    identity: Identity,
+    identity: Identity | None,
     *,
     begin: Callable[[int], None] = lambda pid: None,
 ) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def run(
     Args:
         program: from `build`.
         load: what it does.
-        identity: what it shows.
+        identity: what it shows; without one it speaks plain HTTP.
         begin: called with its process id after the warm-up, right before the requests that count.
 
     Returns:
@@ -118,8 +118,9 @@ def run(
     command = [
         str(program), "127.0.0.1", str(load.port), load.path, str(load.concurrent),
         str(load.warm), str(load.count), "new" if load.new else "keep",
-        str(identity.certificate), str(identity.key), str(identity.roots),
     ]  # fmt: skip
+    if identity is not None:
+        command += map(str, (identity.certificate, identity.key, identity.roots))
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as client:

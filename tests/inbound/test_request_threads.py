@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from mesh_middleware.inbound.request_threads import RequestThreads, TooManyRequestsError
+from mesh_middleware.inbound.request_threads import RequestThreads, TooManyRequestsError, is_logged
 
 from ..support.asgi import Gate, opened
 from ..support.servers import PATIENCE, until
@@ -98,7 +98,7 @@ def test_who_waits_for_its_peer_takes_no_place() -> None:
             request.arrive()
 
 
-def test_the_longest_wait_is_evicted() -> None:
+def test_the_longest_wait_is_evicted(caplog: pytest.LogCaptureFixture) -> None:
     """One for each beyond the bound; who made progress meanwhile waits less long."""
     first, second, third, fourth = requests = [Request() for _ in range(4)]
     began: list[Request] = []
@@ -112,10 +112,16 @@ def test_the_longest_wait_is_evicted() -> None:
             threads.submit(1, lambda request=request: wait(request))
             until(lambda request=request: request in began, "it waits")
         until(lambda: second.evicted, "the second is evicted")
+        assert [record.args[-1] for record in caplog.records] == [1, 2]
         assert [request.evicted for request in requests] == [1, 1, 0, 0]
         for request in (third, fourth):
             request.arrive()
     assert first.evicted == 1
+
+
+def test_a_flood_is_logged_in_few_lines() -> None:
+    """A million of one kind are 20 lines."""
+    assert [count for count in range(1, 20) if is_logged(count)] == [1, 2, 4, 8, 16]
 
 
 def test_what_is_withdrawn_does_not_run() -> None:
@@ -134,6 +140,39 @@ def test_what_is_withdrawn_does_not_run() -> None:
         gate.open()
         until(lambda: ran, "the last has run")
     assert ran == ["last"]
+
+
+def test_a_system_without_threads_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is refused never runs; what waits in line runs in the thread there is."""
+    first, ran = Request(), []
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    began, gate = Gate(), Gate()
+    with pool(threads=1, backlog=5) as threads, opened(began, gate):
+
+        def work() -> None:
+            began.wait()
+            first.wait(threads)
+            gate.wait()
+
+        threads.submit(1, work)
+        until(lambda: began.came, "the first runs")
+        threads.submit(2, lambda: ran.append("in line"))
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refuse)
+            began.open()  # it waits for its peer now, and the line should be run
+            until(lambda: threads._stalled and threads._running == 0, "it waits")
+            until(lambda: len(threads._line) == 1, "the other is in line again")
+            with pytest.raises(RuntimeError):
+                threads.submit(3, lambda: ran.append("refused"))
+        first.arrive()
+        gate.open()
+        until(lambda: ran, "the line is run")
+        threads.submit(4, lambda: ran.append("later"))
+        until(lambda: len(ran) == 2, "a later one is run")
+    assert ran == ["in line", "later"]
 
 
 def test_a_closed_pool_takes_nothing() -> None:

@@ -13,12 +13,15 @@ last progress is aborted. Requests beyond ``threads`` wait in line, and connecti
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Protocol
+
+_log = logging.getLogger("mesh_middleware.inbound")
 
 Work = Callable[[], object]
 """What a thread does for one request; it must not raise."""
@@ -29,6 +32,11 @@ class Abortable(Protocol):
 
     def evict(self) -> None:
         """Abort it; called from any thread."""
+
+
+def is_logged(count: int) -> bool:
+    """Whether the *count*-th of something that peers can cause is logged: the powers of two are."""
+    return count & (count - 1) == 0
 
 
 class TooManyRequestsError(Exception):
@@ -52,8 +60,9 @@ class RequestThreads:
         self._threads, self._max_stalled, self._backlog = threads, stalled, backlog
         self._executor = ThreadPoolExecutor(threads + stalled, thread_name_prefix=name)
         self._lock = threading.Lock()
-        self._running = 0
+        self._running, self._closed = 0, False
         self._stalled: dict[object, Abortable] = {}
+        self._evictions = 0
         self._line = _Line()
 
     def submit(self, connection: Hashable, work: Work) -> None:
@@ -66,12 +75,14 @@ class RequestThreads:
 
         Raises:
             TooManyRequestsError: the line is full.
-            RuntimeError: the pool is closed, or the interpreter ends.
+            RuntimeError: the pool is closed, the interpreter ends, or there is no thread to be had.
         """
         with self._lock:
+            if self._closed:
+                raise RuntimeError("the pool is closed")
             if self._running >= self._threads:
                 if len(self._line) >= self._backlog:
-                    raise TooManyRequestsError
+                    raise TooManyRequestsError("too many requests wait for a thread")
                 self._line.append(connection, work)
                 return
             self._running += 1
@@ -90,11 +101,12 @@ class RequestThreads:
             self._running -= 1
             self._stalled[token] = request
             evicted = self._pop_longest() if len(self._stalled) > self._max_stalled else None
-            work = self._pop_work()
+            # Of a closed pool, the threads that still run take what waits in line.
+            waiting = None if self._closed else self._pop_waiting()
         if evicted is not None:
-            evicted.evict()
-        if work is not None:
-            self._start(work)
+            self._evict(evicted)
+        if waiting is not None:
+            self._start_waiting(*waiting)
         try:
             yield
         finally:
@@ -103,25 +115,55 @@ class RequestThreads:
                 self._running += 1
 
     def close(self) -> None:
-        """Start nothing more; threads end with what they run."""
+        """Take nothing more; threads end with what they run, and what waits in line."""
+        with self._lock:
+            self._closed = True
         self._executor.shutdown(wait=False)
 
+    def _evict(self, request: Abortable) -> None:
+        self._evictions += 1
+        if is_logged(self._evictions):
+            _log.warning(
+                "aborted %s, which waited longest for its client: more than %d do (%d aborted)",
+                request,
+                self._max_stalled,
+                self._evictions,
+            )
+        request.evict()
+
     def _start(self, work: Work) -> None:
+        ticket = [work]
         try:
-            self._executor.submit(self._run, work)
+            self._executor.submit(self._run, ticket)
         except RuntimeError:
+            # The system gives no further thread. It is in the executor's queue all the same, and
+            # one of the others may have taken it.
+            if _take(ticket) is None:
+                return
             with self._lock:
                 self._running -= 1
             raise
 
-    def _run(self, work: Work | None) -> None:
+    def _start_waiting(self, connection: Hashable, work: Work) -> None:
+        try:
+            self._start(work)
+        except RuntimeError:
+            with self._lock:
+                self._line.append(connection, work)  # for a thread that becomes free
+
+    def _run(self, ticket: list[Work]) -> None:
+        work = _take(ticket)
         while work is not None:
-            work()
+            try:
+                work()
+            except BaseException:
+                _log.exception("bug: the work of a request raised; please report")
             with self._lock:
                 self._running -= 1
-                work = self._pop_work()
+                waiting = self._pop_waiting()
+            work = None if waiting is None else waiting[1]
 
-    def _pop_work(self) -> Work | None:
+    def _pop_waiting(self) -> tuple[Hashable, Work] | None:
         if self._running >= self._threads or not self._line:
             return None
         self._running += 1
@@ -129,6 +171,14 @@ class RequestThreads:
 
     def _pop_longest(self) -> Abortable:
         return self._stalled.pop(next(iter(self._stalled)))
+
+
+def _take(ticket: list[Work]) -> Work | None:
+    """The work of a ticket, for the first who asks."""
+    try:
+        return ticket.pop()
+    except IndexError:
+        return None
 
 
 class _Line:
@@ -145,14 +195,14 @@ class _Line:
         self._queues.setdefault(connection, deque()).append(work)
         self._length += 1
 
-    def pop(self) -> Work:
+    def pop(self) -> tuple[Hashable, Work]:
         connection = next(iter(self._queues))
         queue = self._queues.pop(connection)
         work = queue.popleft()
         if queue:
             self._queues[connection] = queue  # behind every other connection
         self._length -= 1
-        return work
+        return connection, work
 
     def remove(self, connection: Hashable, work: Work) -> None:
         queue = self._queues.get(connection)

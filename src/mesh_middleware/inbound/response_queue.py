@@ -61,18 +61,26 @@ class Request(Protocol):
         """The client has gone; called in the event loop."""
 
 
+class _Batch(NamedTuple):
+    head: Head | None
+    pieces: list[bytes]
+    last: bool
+    failed: bool
+
+
 class ResponseQueue:
     """
     The pieces of one response.
 
     Args:
         request: it belongs to.
-        size: bytes that may be queued before the thread waits.
+        size: bytes that may be queued before the thread waits; as many may be just being sent.
         timeout: seconds in which each message must be sent.
     """
 
     def __init__(self, request: Request, *, size: int, timeout: float) -> None:
-        self._request, self._size, self._timeout = request, size, timeout
+        self._request: Request | None = request
+        self._loop, self._size, self._timeout = request.loop, size, timeout
         self._lock = threading.Lock()
         self._head: Head | None = None
         self._pieces: list[bytes] = []
@@ -110,10 +118,11 @@ class ResponseQueue:
             full = self._queued >= self._size or len(self._pieces) >= MAX_PIECES
             room = self._room = threading.Event() if full and not last else None
             wakes, self._idle = self._idle, False
+            request = self._request
         if wakes:
             self._wake()
-        if room is not None:
-            self._wait_for(room)
+        if room is not None and request is not None:
+            self._wait_for(room, request)
 
     def fail(self) -> None:
         """The application failed: what is queued is sent, and the response ends incomplete."""
@@ -125,16 +134,16 @@ class ResponseQueue:
 
     def _wake(self) -> None:
         try:
-            self._request.loop.call_soon_threadsafe(self._notify)
+            self._loop.call_soon_threadsafe(self._notify)
         except RuntimeError:  # the loop is closed
             self.abort()
 
-    def _wait_for(self, room: threading.Event) -> None:
+    def _wait_for(self, room: threading.Event, request: Request) -> None:
         seen = -1
         # The event loop has the timeout, and aborts; this one is for a loop that has ended.
-        while not self._request.wait(room, self._timeout + LOOP_SLACK):
+        while not request.wait(room, self._timeout + LOOP_SLACK):
             if seen == self._slices:
-                self._request.response_timed_out()
+                request.response_timed_out()
             seen = self._slices
         if self._aborted:
             raise ResponseAbortedError("the response was aborted")
@@ -157,6 +166,11 @@ class ResponseQueue:
 
     # In the event loop.
 
+    def end(self) -> None:
+        """Send nothing more."""
+        self.abort()
+        self._request = None  # which holds this queue: a cycle for each request
+
     async def send_all(self, send: Send, streams: Callable[[], None]) -> bool:
         """
         Send pieces as they come, until the end.
@@ -169,41 +183,43 @@ class ResponseQueue:
             Whether the response was sent whole.
         """
         while True:
-            with self._lock:
-                head, pieces, last, failed = self._head, self._pieces, self._last, self._failed
-                self._head, self._pieces, self._queued = None, [], 0
-                room, self._room = self._room, None
-                waits = not (head or pieces or last or failed or self._aborted)
-                if waits:
-                    self._idle = True
-                    self._waiter = self._request.loop.create_future()
+            batch = self._take()
+            if batch is None:
+                if self._waiter is not None:
+                    await self._waiter
+                continue
             if self._aborted:
                 return False
-            if room is not None:
-                room.set()
-            if waits and self._waiter is not None:
-                await self._waiter
-                continue
-            if head or pieces or last:
-                first = not self.begun
-                if not await self._send_batch(send, head, pieces, last=last):
-                    return False
-                if last:
-                    return True
-                if first and not failed:
-                    streams()
-            if failed:
+            first = not self.begun
+            if (batch.head or batch.pieces or batch.last) and not await self._send(send, batch):
                 return False
+            if batch.last or batch.failed:
+                return batch.last
+            if first:
+                streams()
 
-    async def _send_batch(
-        self, send: Send, head: Head | None, pieces: list[bytes], *, last: bool
-    ) -> bool:
+    def _take(self) -> _Batch | None:
+        """What there is; when there is nothing, `_waiter` is set, and the thread wakes it."""
+        with self._lock:
+            if not (self._head or self._pieces or self._last or self._failed or self._aborted):
+                self._idle = True
+                self._waiter = self._loop.create_future()
+                return None
+            batch = _Batch(self._head, self._pieces, self._last, self._failed)
+            self._head, self._pieces, self._queued = None, [], 0
+            room, self._room = self._room, None
+        if room is not None:
+            room.set()
+        return batch
+
+    async def _send(self, send: Send, batch: _Batch) -> bool:
+        head, pieces = batch.head, batch.pieces
         data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         start, end = 0, len(data)
         while True:
             part = data if end <= SLICE else data[start : start + SLICE]
             start += SLICE
-            more = start < end or not last
+            more = start < end or not batch.last
             if not await self._send_slice(send, head, part, more=more):
                 return False
             head = None
@@ -225,9 +241,9 @@ class ResponseQueue:
                 await send({"type": "http.response.body", "body": part, "more_body": more})
         except OSError:
             # ASGI 2.4: a send to a client that has gone raises. A timeout is an OSError as well.
-            if limit.expired():
+            if self._request is not None and limit.expired():
                 self._request.response_timed_out()
-            else:
+            elif self._request is not None:
                 self._request.disconnected()
         self._slices += 1
         return not self._aborted

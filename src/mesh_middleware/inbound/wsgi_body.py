@@ -60,7 +60,8 @@ class RequestBody(io.BufferedIOBase):
         buffer: int,
         timeout: float,
     ) -> None:
-        self._request, self._receive = request, receive
+        self._request: Request | None = request
+        self._loop, self._receive = request.loop, receive
         self._length, self._limit, self._timeout = length, limit, timeout
         self._size, self._received = buffer, 0
         self._lock = threading.Lock()
@@ -109,11 +110,12 @@ class RequestBody(io.BufferedIOBase):
                     return self._cut(size, line=line)
                 if self._complete:
                     return b""
-                arrived = self._arrived = threading.Event()
+                arrived, request = threading.Event(), self._request
+                self._arrived = arrived
             self._call(self._receive_more)
-            if not self._request.wait(arrived, self._timeout):
+            if request is not None and not request.wait(arrived, self._timeout):
                 self.fail(TimeoutError("the request body did not arrive in time"))
-                self._request.body_timed_out()
+                request.body_timed_out()
 
     def _cut(self, size: int, *, line: bool) -> bytes:
         end = (self._buffer.find(b"\n", 0, size) + 1 if line else 0) or size
@@ -126,7 +128,7 @@ class RequestBody(io.BufferedIOBase):
 
     def _call(self, function: Callable[[], None]) -> None:
         try:
-            self._request.loop.call_soon_threadsafe(function)
+            self._loop.call_soon_threadsafe(function)
         except RuntimeError:
             raise ConnectionAbortedError("the server has ended") from None
 
@@ -151,6 +153,7 @@ class RequestBody(io.BufferedIOBase):
     def end(self) -> None:
         """Receive nothing more."""
         self.fail(ConnectionAbortedError("the request has ended"))
+        self._request = None  # which holds this body: a cycle for each request
         if self._task is not None:
             self._task.cancel()
 
@@ -159,7 +162,7 @@ class RequestBody(io.BufferedIOBase):
             if len(self._buffer) < self._size:
                 self._room.set_result(None)
         elif (self._task is None or self._task.done()) and self._failure is None:
-            self._task = self._request.loop.create_task(self._receive_all())
+            self._task = self._loop.create_task(self._receive_all())
 
     async def _receive_all(self) -> None:
         while self._failure is None and (self._watching or not self._complete):
@@ -169,18 +172,20 @@ class RequestBody(io.BufferedIOBase):
                 message = {"type": "http.disconnect"}
             if message["type"] != "http.request":
                 self.fail(ConnectionResetError("the client disconnected"))
-                self._request.disconnected()
+                if self._request is not None:
+                    self._request.disconnected()
                 return
             self._add(message.get("body", b""), more=message.get("more_body", False))
             while len(self._buffer) >= self._size:
-                self._room = self._request.loop.create_future()
+                self._room = self._loop.create_future()
                 await self._room
 
     def _add(self, data: bytes, *, more: bool) -> None:
         self._received += len(data)
         if self._received > self._limit:
             self.fail(OSError("the request body is too large"))
-            self._request.body_too_large()
+            if self._request is not None:
+                self._request.body_too_large()
             return
         if not more and self._length not in (None, self._received):
             self.fail(ConnectionResetError("the request body ended before its Content-Length"))

@@ -21,15 +21,16 @@ import asyncio
 import logging
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
 from typing import Any
 
-from .request_threads import RequestThreads, TooManyRequestsError
+from .request_threads import RequestThreads, TooManyRequestsError, is_logged
 from .response_queue import ResponseQueue
 from .wsgi_body import RequestBody
 from .wsgi_environ import Environ, RequestRefusedError, build_environ, content_length
-from .wsgi_response import Response
+from .wsgi_response import Response, ShortResponseError
 
 _log = logging.getLogger("mesh_middleware.inbound")
 
@@ -44,6 +45,15 @@ BACKLOG = 1000
 MAX_BODY = 16 << 20
 BUFFER = 1 << 16
 TIMEOUT = 30.0
+
+_ANSWERS = {
+    400: b"Bad Request",
+    404: b"Not Found",
+    408: b"Request Timeout",
+    413: b"Content Too Large",
+    500: b"Internal Server Error",
+    503: b"Service Unavailable",
+}
 
 
 class WsgiBridge:
@@ -60,8 +70,8 @@ class WsgiBridge:
         backlog: how many requests may wait for a thread; further ones are answered 503.
         max_body: bytes of the largest request body; larger ones are answered 413.
         body_buffer: bytes of one request body that may wait to be read, besides one ASGI message.
-        response_buffer: bytes of one response that may wait to be sent, besides the application's
-            latest piece, or its list.
+        response_buffer: bytes of one response that may wait to be sent, besides as many that are
+            being sent, and the application's latest piece, or its list.
         read_timeout: seconds in which the next piece of a body that is read must arrive.
         send_timeout: seconds in which the client must take the next 64 KiB of a response.
 
@@ -86,7 +96,8 @@ class WsgiBridge:
             raise ValueError("sizes must be at least 1, and timeouts greater than 0")
         self.app = app
         self._threads = RequestThreads(threads=threads, stalled=stalled, backlog=backlog)
-        self._max_body = max_body
+        self._refused = 0
+        self._max_body, self._send_timeout = max_body, send_timeout
         self._make_body = partial(
             RequestBody, limit=max_body, buffer=body_buffer, timeout=read_timeout
         )
@@ -109,6 +120,20 @@ class WsgiBridge:
         """Take no further request; threads end with what they run."""
         self._threads.close()
 
+    async def _answer(self, send: Send, status: int) -> None:
+        body = _ANSWERS[status] + b"\n"
+        headers = [
+            (b"content-type", b"text/plain; charset=utf-8"),
+            (b"content-length", b"%d" % len(body)),
+        ]
+        if status == 503:
+            headers.append((b"retry-after", b"1"))
+        # A client that does not read even this has no more time than for a response.
+        with suppress(OSError):
+            async with asyncio.timeout(self._send_timeout):
+                await send({"type": "http.response.start", "status": status, "headers": headers})
+                await send({"type": "http.response.body", "body": body, "more_body": False})
+
     async def _live(self, receive: Receive, send: Send) -> None:
         await receive()
         await send({"type": "lifespan.startup.complete"})
@@ -123,7 +148,7 @@ class WsgiBridge:
             if length is not None and length > self._max_body:
                 raise RequestRefusedError(413)
         except RequestRefusedError as error:
-            await _answer(send, error.status)
+            await self._answer(send, error.status)
             return
         request = _Request(self.app, environ, self._threads)
         request.body = environ["wsgi.input"] = self._make_body(request, receive, length=length)
@@ -133,8 +158,11 @@ class WsgiBridge:
         work = partial(copy_context().run, request.run)
         try:
             self._threads.submit(connection, work)
-        except (TooManyRequestsError, RuntimeError):
-            await _answer(send, 503)
+        except (TooManyRequestsError, RuntimeError) as error:
+            self._refused += 1
+            if is_logged(self._refused):
+                _log.warning("answered %s with 503: %s (%d so far)", request, error, self._refused)
+            await self._answer(send, 503)
             return
         whole = False
         try:
@@ -144,7 +172,7 @@ class WsgiBridge:
             if not whole:
                 self._threads.withdraw(connection, work)
         if not whole and not request.queue.begun and request.status:
-            await _answer(send, request.status)
+            await self._answer(send, request.status)
 
 
 class _Request:
@@ -162,6 +190,9 @@ class _Request:
 
     def __init__(self, app: App, environ: Environ, threads: RequestThreads) -> None:
         self._app, self._environ, self._threads = app, environ, threads
+        # Noted before the application can change them.
+        self._method: str = environ["REQUEST_METHOD"]
+        self._path: str = environ["SCRIPT_NAME"] + environ["PATH_INFO"]
         self.loop = asyncio.get_running_loop()
         self.status = 0
         """Of the answer to a request that was aborted before its response began; 0 for none."""
@@ -172,7 +203,7 @@ class _Request:
         """Have the application answer; never raises."""
         if self.queue.aborted:
             return
-        response = Response(self.queue, self._environ["REQUEST_METHOD"])
+        response = Response(self.queue, self._method)
         answer: Any = None
         try:
             answer = self._app(self._environ, response.start)
@@ -195,7 +226,10 @@ class _Request:
         elif isinstance(error, asyncio.CancelledError) and response.begun:
             self._abort(0)  # the response was cut on purpose
         else:
-            _log.error("error in the WSGI application at %s", self, exc_info=error)
+            if isinstance(error, ShortResponseError):
+                _log.error("error in the WSGI application at %s: %s", self, error)
+            else:
+                _log.error("error in the WSGI application at %s", self, exc_info=error)
             self.status = 500
             self.queue.fail()
 
@@ -208,7 +242,6 @@ class _Request:
 
     def evict(self) -> None:
         """Too many others wait for their clients."""
-        _log.warning("aborted %s: too many requests wait for their clients", self)
         self._abort(503)
 
     def response_timed_out(self) -> None:
@@ -231,7 +264,7 @@ class _Request:
 
     def end(self) -> None:
         """The task ends; called in the event loop."""
-        self.queue.abort()
+        self.queue.end()
         self.body.end()
 
     def _abort(self, status: int) -> None:
@@ -240,27 +273,4 @@ class _Request:
         self.body.fail(ConnectionAbortedError("the request was aborted"))
 
     def __str__(self) -> str:
-        path = self._environ["SCRIPT_NAME"] + self._environ["PATH_INFO"]
-        return f"{self._environ['REQUEST_METHOD']} {path[:200]!r}"
-
-
-_ANSWERS = {
-    400: b"Bad Request",
-    404: b"Not Found",
-    408: b"Request Timeout",
-    413: b"Content Too Large",
-    500: b"Internal Server Error",
-    503: b"Service Unavailable",
-}
-
-
-async def _answer(send: Send, status: int) -> None:
-    body = _ANSWERS[status] + b"\n"
-    headers = [
-        (b"content-type", b"text/plain; charset=utf-8"),
-        (b"content-length", b"%d" % len(body)),
-    ]
-    if status == 503:
-        headers.append((b"retry-after", b"1"))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body, "more_body": False})
+        return f"{self._method} {self._path[:200]!r}"

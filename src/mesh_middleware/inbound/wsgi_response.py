@@ -114,7 +114,7 @@ class Response:
             size = sum(map(len, pieces))
             left = started.length - self._sent
             if size > left:
-                _log.warning("the response is longer than its Content-Length; the rest is dropped")
+                _log.debug("the response is longer than its Content-Length; the rest is dropped")
                 pieces = _cut(pieces, left)
             elif size < left:
                 last = False  # ends early: never an end that looks complete
@@ -171,8 +171,10 @@ def _start(status: str, headers: list[tuple[str, str]], method: str) -> _Started
             if length is not None or not (value.isascii() and value.isdigit()):
                 raise ValueError("malformed or repeated Content-Length")
             length = int(value)
-            if code == 204:
-                continue  # RFC 9110, 8.6
+            if code in _NO_BODY:
+                # RFC 9110, 8.6: never with 204, and optional with 304, where clients that stand on
+                # the library h2 would wait for as many bytes.
+                continue
         sent.append((lower.encode("ascii"), value.strip(" \t").encode("latin-1")))
     bodiless = method == "HEAD" or code in _NO_BODY
     return _Started(Head(code, sent), length, bodiless)
