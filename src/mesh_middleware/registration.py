@@ -206,6 +206,8 @@ class Registration:
             alive = await self._is_alive()
         except AgentError as error:
             if error.code in LOST:
+                # When it is back it may know less, or something older.
+                self.registered = False
                 raise
             _log.debug("the registration of %s: %s", self._settings.instance_id, error)
             return

@@ -318,10 +318,10 @@ def test_who_was_killed_is_deregistered_from_a_cluster_of_others(
     process = Process("order", ["true"], cwd=tmp_path, environment={}, log=tmp_path / "log")
     services = [Service("order", 5001, process), Service("tax", 5003, process)]
     for port in (5001, 5002):
-        body = {"Name": "order", "ID": f"order-{port}", "Port": port}
+        body = {"Name": "order", "ID": f"order-127.0.0.1-{port}", "Port": port}
         agent.api.put("/v1/agent/service/register", body)
     run._tidy(agent, Rules(agent.api), services, [])
-    assert list(agent.api.get("/v1/agent/services")) == ["order-5002"]
+    assert list(agent.api.get("/v1/agent/services")) == ["order-127.0.0.1-5002"]
     agent.api.close()
 
 

@@ -34,7 +34,7 @@ def test_r04_calls_go_on_until_the_leaf_expires(agent: DevAgent, join: Join, awa
     The default Consul leaf lives 72 h; the budget left is a number all the while.
     """
     clock = Clock()
-    mesh = join(clock=clock, port=4711)
+    mesh = join(clock=clock, port=4711, service_id="tax-4711")
     assert mesh.ready(PATIENCE)
     caller = peer(agent, clock)
     leaf = mesh.snapshot.leaf
@@ -58,7 +58,7 @@ def test_r04_calls_go_on_until_the_leaf_expires(agent: DevAgent, join: Join, awa
 def test_r04_check_turns_critical_when_the_leaf_has_expired(agent: DevAgent, join: Join) -> None:
     """The agent takes heartbeats but issues no leaf: those who look for instances learn of it."""
     clock = Clock()
-    mesh = join(clock=clock, port=4711, check_ttl="0.3s")
+    mesh = join(clock=clock, port=4711, service_id="tax-4711", check_ttl="0.3s")
     check = agent.state.services.checks
     until(
         lambda: "mesh:tax-4711" in check and check["mesh:tax-4711"].status == "passing", "passing"

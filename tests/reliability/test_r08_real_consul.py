@@ -39,7 +39,9 @@ def consul() -> Iterator[RealConsul]:
 @pytest.fixture
 def mesh(consul: RealConsul) -> Iterator[Mesh]:
     """Joined and registered."""
-    with Mesh("tax", agent=consul.url, port=4711, check_ttl="2s", plugins=()) as mesh:
+    with Mesh(
+        "tax", agent=consul.url, port=4711, service_id="tax-4711", check_ttl="2s", plugins=()
+    ) as mesh:
         assert mesh.ready(PATIENCE), mesh.status()
         until(lambda: passing(consul), "the registration")
         yield mesh

@@ -54,6 +54,7 @@ def test_r08_agent_over_tls_with_a_client_certificate(
         mesh = join(
             wire.url,
             port=4711,
+            service_id="tax-4711",
             check_ttl="1s",
             ca_file=str(tmp_path / "ca"),
             client_cert=str(tmp_path / "cert"),
@@ -67,7 +68,7 @@ def test_r08_agent_over_tls_with_a_client_certificate(
 def test_r08_agent_over_a_unix_socket(agent: DevAgent, join: Join, tmp_path: Path) -> None:
     """``unix://`` like any other: joined, registered, and mended when it breaks."""
     with Wire(agent.url, path=tmp_path / "agent.sock") as wire:
-        mesh = join(wire.url, port=4711, check_ttl="1s")
+        mesh = join(wire.url, port=4711, service_id="tax-4711", check_ttl="1s")
         lives_through(agent, wire, mesh)
         mesh.close()
 
@@ -83,7 +84,9 @@ def test_r08_token_file_is_read_again(join: Join, tmp_path: Path) -> None:
     file.write_text("first\n")
     tokens = {"first": rights}
     with DevAgent(acl=tokens) as agent:
-        mesh = join(agent.url, port=4711, check_ttl="1s", token_file=str(file))
+        mesh = join(
+            agent.url, port=4711, service_id="tax-4711", check_ttl="1s", token_file=str(file)
+        )
         assert mesh.ready(PATIENCE), mesh.status()
         until(lambda: passing(agent), "the registration")
         with agent.faults.begin("forbid"):
