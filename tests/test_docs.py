@@ -98,11 +98,11 @@ def notes() -> set[str]:
 
 def troubles() -> set[str]:
     """Codes of what keeps the agent's answers away."""
-    files = ("exceptions.py", "following.py", "consul/client.py")
+    files = ("exceptions.py", "following.py", "consul/client.py", "supervision.py")
     nodes = (n for name in files for n in ast.walk(ast.parse((SOURCES / name).read_text())))
     words = {n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)}
     return {
-        w for w in words if re.fullmatch(r"agent_[a-z]+|token_unusable|instance_taken|defect", w)
+        w for w in words if re.fullmatch(r"agent_[a-z]+|token_unusable|instance_taken|watch_[a-z]+|defect", w)
     } - notes()
 
 

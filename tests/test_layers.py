@@ -16,16 +16,17 @@ ROOT = Path(mesh_middleware.__file__).parent
 
 LAYERS = [
     # values and rules
-    "exceptions identity intentions certificates snapshot pauses misspelling",
+    "exceptions identity intentions certificates snapshot pauses misspelling urls",
     # shapes
     "config rhythm consul.wire consul.watch consul.intentions consul.pieces consul.entries"
     " consul.chains consul.rereading consul.providers consul.conditions",
     # edges
     "consul.connections consul.transport consul.client consul.defaults consul.lookout"
-    " consul.shifts hosting tls gate standing trace resolve resolve_dns routing keepsake jwks",
+    " consul.shifts regular_file hosting tls gate standing trace resolve resolve_dns routing"
+    " keepsake jwks",
     # the heart
     "mesh plugins hookspecs belief chains entries following registration upstreams watcher metrics"
-    " raw calling outbound keeper probe refusals watched judging",
+    " raw calling outbound keeper probe refusals watched judging supervision",
     # doors, and what they share
     "asgi wsgi flask httpx httpx2 servers inbound doors answers live frameworks",
     # commands

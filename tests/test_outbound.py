@@ -105,8 +105,8 @@ def follow(ca: Ca, plan: Plan, moments: list[float]) -> list[int]:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(follower.scout())]
 
-            def spawn(work: Any) -> asyncio.Task[None]:
-                tasks.append(group.create_task(work))
+            def spawn(name: str, work: Any) -> asyncio.Task[None]:
+                tasks.append(group.create_task(work()))
                 return tasks[-1]
 
             plugins = Plugins([], installed=False)

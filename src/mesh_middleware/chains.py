@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Callable
+from functools import partial
 
 from .consul.chains import chain_question, list_question, parse_names
 from .consul.client import Answer
@@ -27,11 +27,10 @@ from .resolve import Upstream
 from .routing import Locality, Manners, Place
 from .routing.entries import KINDS, Entry, read_manners
 from .routing.reading import parse_chain
+from .supervision import Spawn
 from .upstreams import UpstreamWatch
 
 _log = logging.getLogger("mesh_middleware.watch")
-
-Spawn = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
 
 
 class ChainWatch:
@@ -77,7 +76,7 @@ class ChainWatch:
         if not self._started:
             self._started = True  # a process that calls nobody asks nothing
             for kind in KINDS:
-                self._spawn(self._watch_kind(kind))
+                self._spawn(kind, partial(self._watch_kind, kind))
         self._decide(upstream)
 
     def remove(self, upstream: UpstreamWatch) -> None:
@@ -135,7 +134,9 @@ class ChainWatch:
         name = upstream.name.lower()
         chained = any(names is None or name in names for names in self._names.values())
         if chained and upstream not in self._tasks:
-            self._tasks[upstream] = self._spawn(self._watch_chain(upstream))
+            self._tasks[upstream] = self._spawn(
+                f"chain {upstream}", partial(self._watch_chain, upstream)
+            )
         elif not chained:
             self._end_chain(upstream)
             upstream.take_chain(None)

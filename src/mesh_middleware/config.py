@@ -472,7 +472,7 @@ def _check(settings: Settings) -> None:
 
 def _check_agent(agent: str) -> None:
     # The address is shown in logs and status: a password in it would be, too.
-    shown = "(hidden)" if "@" in agent else repr(agent)
+    shown = "(hidden)" if set(agent) & set("@?#") else repr(agent)
     if not agent.isprintable() or " " in agent:
         raise ConfigError(f"agent = {shown}: an address has no spaces or control characters")
     try:

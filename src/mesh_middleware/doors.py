@@ -22,6 +22,7 @@ from .exceptions import ConfigError
 from .hosting import why_plain
 from .intentions import Decision, Reason, RequestFacts, decision
 from .mesh import Mesh, running_mesh
+from .plugins import is_interrupt
 from .snapshot import Snapshot
 
 _log = logging.getLogger("mesh_middleware.door")
@@ -162,7 +163,9 @@ class Door:
                 return verdict
             self._tell_plain(peer)
             return Verdict(False, Caller(peer, found, mesh))
-        except Exception:
+        except BaseException as error:
+            if is_interrupt(error):
+                raise
             _log.exception("judging failed; the request is denied")
             return Verdict(False, Caller(peer, _ERROR, mesh))
 

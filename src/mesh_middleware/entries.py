@@ -14,7 +14,8 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .consul import wire
@@ -26,6 +27,7 @@ from .following import Follower, wait_at_most
 from .intentions import Intention
 from .rhythm import USUAL, Rhythm
 from .snapshot import Conditions
+from .supervision import Spawn
 
 if TYPE_CHECKING:
     import httpx
@@ -43,8 +45,6 @@ PREPARE = 1.0
 
 _TELL_PROTOCOL = ("service-defaults", "proxy-defaults")
 """Refused, they do not count as absent: that would mean tcp, on which no token is asked for."""
-
-Spawn = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
 
 
 class EntryWatch:
@@ -114,7 +114,7 @@ class EntryWatch:
         """Begin to watch, on the running loop."""
         self._loop = asyncio.get_running_loop()
         for kind, name in self._fixed.items():
-            self._spawn(self._follow(kind, kind, name))
+            self._spawn(kind, partial(self._follow, kind, kind, name))
 
     def want(self, intentions: tuple[Intention, ...] | None) -> None:
         """Watch the providers that *intentions* name, and no others."""
@@ -123,8 +123,8 @@ class EntryWatch:
         self._seen = intentions
         names = set(_providers(intentions))
         for name in names - set(self._watches):
-            work = self._follow(f"{PROVIDER} {name}", PROVIDER, name)
-            self._watches[name] = self._spawn(work)
+            key = f"{PROVIDER} {name}"
+            self._watches[name] = self._spawn(key, partial(self._follow, key, PROVIDER, name))
         dropped = set(self._watches) - names
         for name in dropped:
             self._watches.pop(name).cancel()
@@ -168,6 +168,7 @@ class EntryWatch:
             self._take(key, answer.body if found else None)
             if not answer.index and question.nothing in str(answer.body):
                 _log.info("this agent knows no %s entries: there are none", kind)
+                self._follower.health.expect(key, UNKNOWN_EVERY)
                 await asyncio.sleep(UNKNOWN_EVERY)
 
         def failed(error: MeshError) -> None:
@@ -230,14 +231,15 @@ class EntryWatch:
         if name in self._fetches:
             return
         early = asyncio.Event()
-        task = self._spawn(self._keep_keys(name, source, early))
+        task = self._spawn(f"keys {name}", partial(self._keep_keys, name, source, early))
         self._fetches[name] = _Fetch(source, early, task)
 
     async def _keep_keys(self, name: str, source: KeySource, early: asyncio.Event) -> None:
         from .jwks import KeysError, fetch_keys  # with the first provider whose keys are elsewhere
 
-        failures = 0
+        failures, health, task = 0, self._follower.health, f"keys {name}"
         while True:
+            health.expect(task, source.timeout)
             try:
                 keys = await fetch_keys(source, self._transport)
             except KeysError as error:
@@ -251,6 +253,8 @@ class EntryWatch:
                 if self._keys.get(name) != keys:
                     self._keys[name] = keys
                     self._publish()
+                health.progress(task)
+            health.expect(task, pause)
             await self._until(pause, early)
 
     async def _until(self, pause: float, early: asyncio.Event) -> None:

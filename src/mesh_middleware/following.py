@@ -26,9 +26,12 @@ from .consul.shifts import Shift
 from .consul.watch import Cursor
 from .exceptions import AgentRefusedError, AgentUnavailableError, MeshError
 from .rhythm import USUAL, Rhythm
+from .supervision import TaskHealth
 
 _log = logging.getLogger("mesh_middleware.watch")
 
+HELD_LONGER = 1.1
+"""By which factor the agent holds a question longer than asked: a sixteenth, at random."""
 MAX_SKEW = 60.0
 """Seconds by which our clock and the agent's may differ before it is told."""
 
@@ -66,6 +69,7 @@ class Follower:
         count: is told the code of each trouble, once.
         rhythm: how long is waited after a failure.
         clock: monotonic seconds.
+        health: is told how each watch is getting on.
     """
 
     def __init__(
@@ -80,7 +84,9 @@ class Follower:
         *,
         rhythm: Rhythm = USUAL,
         clock: Callable[[], float] = time.monotonic,
+        health: TaskHealth | None = None,
     ) -> None:
+        self.health = health or TaskHealth(clock)
         self.lookout = client.lookout
         self.troubles: dict[str, str] = {}
         self.skew = 0.0
@@ -122,8 +128,10 @@ class Follower:
         async def take_it(answer: Answer, regressed: bool) -> None:
             take(answer, regressed)
 
+        # Who takes turns with others may wait long for the next, and the others are seen.
+        turns = shift is not None
         with contextlib.nullcontext() if shift is None else shift.member():
-            await self.follow(name, ask, take_it, failed, longest)
+            await self.follow(name, ask, take_it, failed, longest, turns=turns)
 
     async def scout(self) -> None:
         """While the agent is away, ask whether it is back, for all who wait; for ever."""
@@ -140,19 +148,29 @@ class Follower:
         take: Take,
         failed: Callable[[MeshError], None] | None = None,
         longest: float = math.inf,
+        *,
+        turns: bool = False,
     ) -> None:
-        """Follow what *ask* asks for, for ever; as `watch`."""
+        """
+        Follow what *ask* asks for, for ever; as `watch`.
+
+        Args:
+            turns: whether it waits for its turn among others, for which there is no term.
+        """
         wait = min(self._settings.wait, longest)
         cursor = Cursor(wait=wait, block=not self._settings.poll)
         era = self.lookout.era
         while True:
             began = self._clock()
+            term = math.inf if turns else cursor.wait * HELD_LONGER + self._rhythm.answer_timeout
+            self.health.expect(name, term)
             if era != self.lookout.era:
                 era, cursor = self.lookout.era, watch.anew(cursor)
             try:
                 answer = await self.lookout.attempt(ask(cursor))
                 await take(answer, watch.regressed(cursor.index, answer.index))
                 self.well(name)
+                self.health.progress(name)
                 self._compare_clocks(answer)
                 took = self._clock() - began
                 cursor = self._told(name, cursor, watch.answered(cursor, answer.index, took))
@@ -169,7 +187,9 @@ class Follower:
                 if failed is not None:
                     failed(error)
                 pause = self.backoff(cursor.failures, error)
+            self.health.expect(name, pause)
             await asyncio.sleep(pause)
+            self.health.rest(name)  # while the agent is away, one task asks for all
             await self.lookout.reachable()
 
     def _pause(self, cursor: Cursor) -> float:

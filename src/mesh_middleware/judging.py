@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from .belief import Belief
 from .certificates import Peer
 from .intentions import Decision, Reason, RequestFacts, decision
-from .plugins import Plugins
+from .plugins import Plugins, is_interrupt
 from .refusals import Told
 from .snapshot import Snapshot
 
@@ -151,7 +151,9 @@ class Judging:
     def _restricted(self, peer: Peer, facts: RequestFacts) -> Decision | None:
         try:
             return None if self._plugins.permits(peer.id, facts) else _PLUGIN_DENIED
-        except Exception:
+        except BaseException as error:
+            if is_interrupt(error):
+                raise
             _log.exception("a plugin failed in mesh_restrict; the request is denied")
             return _PLUGIN_FAILED
 

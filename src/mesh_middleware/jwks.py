@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from pathlib import Path
 
 import httpx
 
 from .consul.providers import KeySource
 from .exceptions import MeshError
 from .intentions.jwt import KeySet, read_keys
+from .regular_file import read_regular_file
+from .urls import redacted
 
 MAX_JWKS_BYTES = 1024 * 1024
 """Largest answer that is read: some thousand keys."""
@@ -49,19 +50,21 @@ async def fetch_keys(
             content = await _read(source, transport)
         found = read_keys(content.decode())
     except TimeoutError:
-        raise KeysError(f"{source.uri}: no answer within {source.timeout:g} s") from None
-    except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-        raise KeysError(f"{source.uri}: {error or type(error).__name__}") from None
+        raise KeysError(f"{redacted(source.uri)}: no answer within {source.timeout:g} s") from None
+    except httpx.InvalidURL:
+        raise KeysError(f"{redacted(source.uri)}: a URL that cannot be read") from None
+    except (httpx.HTTPError, OSError) as error:
+        raise KeysError(f"{redacted(source.uri)}: {error or type(error).__name__}") from None
     except (ValueError, RecursionError) as error:
-        raise KeysError(f"{source.uri}: no JWKS: {error}") from None
+        raise KeysError(f"{redacted(source.uri)}: no JWKS: {error}") from None
     if not found.keys:
-        raise KeysError(f"{source.uri}: a JWKS without a key that can verify signatures")
+        raise KeysError(f"{redacted(source.uri)}: a JWKS without a key that can verify signatures")
     return found
 
 
 async def _read(source: KeySource, transport: httpx.AsyncBaseTransport | None) -> bytes:
     if source.uri.startswith("file://"):
-        return _bounded(_file(source), source)
+        return _bounded(await asyncio.to_thread(_file, source), source)
     async with (
         httpx.AsyncClient(
             verify=_context(source),
@@ -73,9 +76,9 @@ async def _read(source: KeySource, transport: httpx.AsyncBaseTransport | None) -
         client.stream("GET", source.uri, headers=_HEADERS) as response,
     ):
         if response.status_code != 200:
-            raise KeysError(f"{source.uri}: status {response.status_code}")
+            raise KeysError(f"{redacted(source.uri)}: status {response.status_code}")
         if response.headers.get("content-encoding", "identity") != "identity":
-            raise KeysError(f"{source.uri}: a compressed answer, which was not asked for")
+            raise KeysError(f"{redacted(source.uri)}: a compressed answer, which was not asked for")
         content = bytearray()
         async for part in response.aiter_raw():
             content += part
@@ -84,12 +87,12 @@ async def _read(source: KeySource, transport: httpx.AsyncBaseTransport | None) -
 
 
 def _file(source: KeySource) -> bytes:
-    return Path(source.uri.removeprefix("file://")).read_bytes()
+    return read_regular_file(source.uri.removeprefix("file://"), MAX_JWKS_BYTES)
 
 
 def _bounded(content: bytes | bytearray, source: KeySource) -> bytes:
     if len(content) > MAX_JWKS_BYTES:
-        raise KeysError(f"{source.uri}: over {MAX_JWKS_BYTES} bytes")
+        raise KeysError(f"{redacted(source.uri)}: over {MAX_JWKS_BYTES} bytes")
     return bytes(content)
 
 

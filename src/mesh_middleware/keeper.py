@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 
 from .belief import Belief
 from .config import Settings
@@ -24,6 +25,8 @@ _log = logging.getLogger("mesh_middleware.registration")
 
 TAKEOVER_EVERY = 1.0
 """Seconds between attempts of a worker that is not the owner to become it."""
+BEAT_TERM = 60.0
+"""Seconds that one heartbeat takes at most: some questions, each with a term of its own."""
 LEAVE_TIMEOUT = 3.0
 """Longest time in seconds that turning critical and deregistering take together."""
 
@@ -67,7 +70,7 @@ class Keeper:
     def start(self, spawn: Callable[..., asyncio.Task[None]]) -> None:
         """Begin, on the running loop."""
         if self._registration is not None:
-            self._task = spawn(self._keep(self._registration))
+            self._task = spawn("registration", partial(self._keep, self._registration))
 
     def beat_soon(self) -> None:
         """Report, and register if need be, without waiting for the next turn."""
@@ -111,6 +114,7 @@ class Keeper:
         failures = 0
         while True:
             self._beat_now.clear()
+            self._follower.health.expect("registration", BEAT_TERM)
             try:
                 health = self._health()
                 await self._follower.lookout.attempt(registration.beat(*health))
@@ -129,6 +133,8 @@ class Keeper:
                 failures += 1
                 error = self._follower.trouble("registration", caught)
                 pause = self._follower.backoff(failures, error)
+            self._follower.health.progress("registration")
+            self._follower.health.expect("registration", pause)
             await wait_at_most(self._beat_now, pause)
 
     def _tell(self, registered: bool) -> None:
@@ -144,4 +150,6 @@ class Keeper:
             return "critical", f"the leaf expired {snapshot.leaf.not_after:%FT%TZ}"
         if snapshot.policy is None:
             return "critical", "no policy yet"
+        if stalled := sorted(self._follower.health.troubles()):
+            return "critical", f"watches that ended or stand still: {', '.join(stalled)}"
         return "passing", f"ready; leaf valid until {snapshot.leaf.not_after:%FT%TZ}"

@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from .certificates import KeyPair, Roots, read_leaf
 from .exceptions import CertificateError, ConfigError, MeshError
+from .regular_file import demand_regular
 
 MAGIC = b"mesh_middleware keepsake 1\n"
 NONCE_BYTES = 12
@@ -119,7 +120,9 @@ class Keepsake:
 
     def _open(self) -> bytes:
         try:
-            with open(self._path, "rb") as file:
+            flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+            with open(os.open(self._path, flags), "rb") as file:
+                demand_regular(file.fileno(), self._path)
                 seen = os.fstat(file.fileno())
                 sealed = file.read(MAX_BYTES)
         except OSError as error:

@@ -219,7 +219,9 @@ class Mesh(Judging, Calling):
         return self.wait_for(self._serves, timeout)
 
     def _serves(self, snapshot: Snapshot) -> bool:
-        return snapshot.ready and self.outage_budget() > 0
+        watcher = self._watcher
+        lives = watcher is None or not watcher.troubles()
+        return snapshot.ready and self.outage_budget() > 0 and lives
 
     def wait_for(self, condition: Callable[[Snapshot], bool], timeout: float | None) -> bool:
         """
@@ -269,7 +271,7 @@ class Mesh(Judging, Calling):
             "generation": snapshot.generation,
             "version": snapshot.version,
             "registered": bool(watcher and watcher.keeper.registered),
-            "troubles": dict(watcher.follower.troubles) if watcher else {},
+            "troubles": ({**watcher.follower.troubles, **watcher.troubles()} if watcher else {}),
             "clock_skew_seconds": watcher.follower.skew if watcher else 0.0,
             "notes": [[at.isoformat(), code, text] for at, code, text in self._belief.notes],
             "events": dict(self._belief.events),
@@ -376,7 +378,7 @@ class Mesh(Judging, Calling):
                 continue
             try:
                 told()
-            except Exception:
+            except BaseException:  # of foreign code, in the watcher's thread
                 _log.exception("a listener failed after a change")
 
     def _after_fork(self) -> None:

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 
 from .belief import Belief
-from .chains import ChainWatch, Spawn
+from .chains import ChainWatch
 from .consul import watch
 from .consul.client import Answer
 from .exceptions import MeshError
 from .following import Follower
 from .plugins import Plugins
+from .supervision import Spawn
 from .upstreams import UpstreamWatch
 
 _log = logging.getLogger("mesh_middleware.watch")
@@ -61,7 +63,9 @@ class Outbound:
 
     def follow(self, upstream: UpstreamWatch, *, chained: bool = True) -> None:
         """Keep *upstream* informed from now on; *chained* unless a chain led to it."""
-        self._tasks[upstream] = self._spawn(self._watch(upstream, chained))
+        self._tasks[upstream] = self._spawn(
+            f"upstream {upstream}", partial(self._watch, upstream, chained)
+        )
 
     def leave(self, upstream: UpstreamWatch) -> None:
         """Keep *upstream* informed no more, nor what only its chain led to."""
@@ -118,7 +122,7 @@ class Outbound:
             return False
         try:
             found = self._plugins.resolve(upstream.name, upstream.datacenter)
-        except Exception as error:
+        except BaseException as error:  # of foreign code, in the watcher's thread
             _log.exception("a plugin failed in mesh_resolve")
             upstream.give((), f"a plugin failed in mesh_resolve: {type(error).__name__}")
             return True

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -80,7 +81,8 @@ class Plugins:
         Ask `mesh_resolve`.
 
         Raises:
-            Exception: whatever the plugin raised; an upstream is not looked up elsewhere instead.
+            BaseException: whatever the plugin raised; an upstream is not looked up elsewhere
+                instead.
         """
         for implementation in self._hooks.get("mesh_resolve", ()):
             found = _ask(implementation, upstream=upstream, datacenter=datacenter)
@@ -96,8 +98,8 @@ class Plugins:
             ``False`` as soon as one plugin says so.
 
         Raises:
-            Exception: whatever a plugin raised, or that it answered neither yes, no nor nothing;
-                the caller denies.
+            BaseException: whatever a plugin raised, or that it answered neither yes, no nor
+                nothing; the caller denies.
         """
         for implementation in self._hooks.get("mesh_restrict", ()):
             answer = _ask(implementation, source=source, facts=facts)
@@ -114,8 +116,21 @@ class Plugins:
         for implementation in self._hooks.get(hook, ()):
             try:
                 _ask(implementation, **values)
-            except Exception:
+            except BaseException as error:
+                if is_interrupt(error):
+                    raise
                 _log.exception("plugin %s failed in %s", implementation.plugin_name, hook)
+
+
+def is_interrupt(error: BaseException) -> bool:
+    """
+    Whether *error* may be the user's Ctrl-C, which goes to the main thread, and is not a plugin's.
+
+    A hook is a plain function: nothing else that it raises comes from outside of it, an
+    ``asyncio.CancelledError`` included.
+    """
+    here = threading.current_thread() is threading.main_thread()
+    return isinstance(error, KeyboardInterrupt) and here
 
 
 def _ask(implementation: pluggy.HookImpl, **values: object) -> object:

@@ -18,6 +18,7 @@ from .consul.defaults import ask_about_nobody, ask_self
 from .consul.lookout import AgentReturnedError
 from .following import Follower, wait_at_most
 
+NAME = "default policy"
 PROBE_EVERY = 60.0
 """Seconds between probes of the default policy."""
 
@@ -53,16 +54,20 @@ class DefaultProbe:
 
     async def run(self) -> None:
         """Ask again and again, for ever; or once, where the settings know."""
+        health = self._follower.health
         if self._fixed is not None:
             self._belief.take_default(self._fixed == "allow")
-            return
+            health.progress(NAME)
+            health.rest(NAME)
+            await asyncio.Event().wait()
         failures = 0
         while True:
             self._now.clear()
+            health.rest(NAME)  # each question has a term of its own, and the leaf may take long
             try:
                 found = await self._follower.lookout.attempt(self._discover())
                 self._belief.take_default(found)
-                self._follower.well("default policy")
+                self._follower.well(NAME)
                 # A thousand apps that were started together do not ask together for ever.
                 failures, pause = 0, PROBE_EVERY * random.uniform(0.9, 1.1)
             except AgentReturnedError:
@@ -70,8 +75,11 @@ class DefaultProbe:
             except Exception as caught:
                 # The last verdict stays: an agent that is away has not changed its policy.
                 failures += 1
-                error = self._follower.trouble("default policy", caught)
+                error = self._follower.trouble(NAME, caught)
                 pause = self._follower.backoff(failures, error)
+            else:
+                health.progress(NAME)
+            health.expect(NAME, pause)
             await wait_at_most(self._now, pause)
 
     async def _discover(self) -> bool | None:

@@ -14,8 +14,9 @@ import logging
 import os
 import random
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,7 @@ from .plugins import Plugins
 from .probe import DefaultProbe
 from .rhythm import USUAL, Rhythm
 from .snapshot import Conditions
+from .supervision import ENDED, TaskHealth, supervise
 
 if TYPE_CHECKING:
     import httpx
@@ -48,6 +50,8 @@ SWEEP_DELAY = 0.3
 """Seconds from a change until long-lived requests are judged anew: ordinary ones are done then."""
 KEEP_EVERY = 3600.0
 """Seconds after which the last known good is kept anew, though nothing has changed."""
+SWEEP = "sweep"
+"""Name of the task that looks at the clock now and then."""
 TASKS_END = 1.0
 """Seconds that cancelled watches have to end."""
 
@@ -88,6 +92,7 @@ class Watcher:
         self._reader, self._unsure = MatchReader(settings.service), False
         self._told_domain = ""
         self._keepsake = open_keepsake(settings)
+        self.health = TaskHealth(count=belief.count)
         self.follower = Follower(
             settings,
             self._client,
@@ -97,6 +102,7 @@ class Watcher:
             belief.note,
             belief.count,
             rhythm=rhythm,
+            health=self.health,
         )
         self._entries = EntryWatch(
             settings.service,
@@ -123,6 +129,7 @@ class Watcher:
             lambda registered: plugins.registration(settings.instance_id, registered),
             now,
         )
+        self._started = False
         self._thread = threading.Thread(target=self._run, name="mesh_middleware", daemon=True)
 
     def start(self) -> None:
@@ -139,6 +146,7 @@ class Watcher:
                 self._belief.note("keepsake_refused", str(error))
         self._thread.start()
         self._running.wait()
+        self._started = True
 
     def close(self) -> None:
         """Deregister, end every watch, and join the thread; within `LEAVE_TIMEOUT` or so."""
@@ -148,6 +156,12 @@ class Watcher:
             self._loop.call_soon_threadsafe(self._stop.set)
         if threading.current_thread() is not self._thread:
             self._thread.join(LEAVE_TIMEOUT + TASKS_END)
+
+    def troubles(self) -> dict[str, str]:
+        """What is wrong with the watches themselves, by name; from any thread."""
+        if self._started and not self._thread.is_alive():
+            return {"watcher": f"{ENDED}: the thread of the watcher has ended"}
+        return self.health.troubles()
 
     def follow(self, upstream: UpstreamWatch) -> None:
         """Keep *upstream* informed from now on."""
@@ -220,13 +234,14 @@ class Watcher:
         # the leaf is judged; and a leaf that comes before the roots makes one context, not two.
         self._entries.start()
         self._entries.want(self._belief.snapshot.intentions)
-        for work in (self._watch_leaf(), self._watch_roots(), self._watch_intentions()):
-            self._spawn(work)
-        self._spawn(self.follower.scout())
-        self._spawn(self._probe.run())
-        self._spawn(self._sweep())
+        self._spawn("leaf", self._watch_leaf)
+        self._spawn("roots", self._watch_roots)
+        self._spawn("intentions", self._watch_intentions)
+        self._spawn("agent", self.follower.scout)
+        self._spawn("default policy", self._probe.run)
+        self._spawn(SWEEP, self._sweep)
         if self._keepsake is not None:
-            self._spawn(self._keep(self._keepsake))
+            self._spawn("sealed file", partial(self._keep, self._keepsake))
         self.keeper.start(self._spawn)
         await self._stop.wait()
         await self._end()
@@ -239,16 +254,11 @@ class Watcher:
         await self.keeper.leave(hand_over=self.keeper.hands_over())
         await self._client.close()
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(work)
+    def _spawn(self, name: str, work: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(supervise(name, work, self.health))
         self._tasks.add(task)
-        task.add_done_callback(self._done)
+        task.add_done_callback(self._tasks.discard)
         return task
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            _log.error("a watch ended, which is a defect", exc_info=task.exception())
 
     # -- the watches ---------------------------------------------------------------------------
 
@@ -273,6 +283,7 @@ class Watcher:
 
     async def _watch_intentions(self) -> None:
         # Under which protocol and normalization they are judged has to be known first.
+        self.health.rest("intentions")
         await self._entries.told.wait()
         question = wire.match_question(self._settings.service)
 
@@ -286,6 +297,7 @@ class Watcher:
                 await self._entries.prepare(self._parse_intentions(answer))
             doubtful = regressed or self._unsure
             while not self._take_intentions(answer, doubtful):
+                self.health.expect("intentions", SECOND_LOOK + self._rhythm.answer_timeout)
                 await asyncio.sleep(SECOND_LOOK)
                 answer, doubtful = await self._client.ask(question), True
             self._unsure = False
@@ -325,8 +337,10 @@ class Watcher:
 
     async def _keep(self, keepsake: Keepsake) -> None:
         while True:
+            self.health.rest("sealed file")
             await wait_at_most(self._keep_now, KEEP_EVERY)
             self._keep_now.clear()
+            self.health.expect("sealed file", 0.0)
             kept = self._belief.keep()
             # Its age says when it was last known to be true: not while the agent is away.
             if kept is None or self.follower.troubles:
@@ -335,14 +349,18 @@ class Watcher:
                 await asyncio.to_thread(keepsake.save, kept, self._now().timestamp())
             except MeshError as error:
                 self._belief.note("keepsake_not_saved", str(error))
+            self.health.progress("sealed file")
 
     async def _sweep(self) -> None:
         while True:
+            # It comes every few seconds whatever happens: so it also tells that the loop turns.
+            self.health.expect(SWEEP, self._rhythm.sweep_every + SWEEP_DELAY)
             if await wait_at_most(self._changed, self._rhythm.sweep_every):
                 await asyncio.sleep(SWEEP_DELAY)
             self._changed.clear()
             self._belief.reconsider()
             self._swept()
+            self.health.progress(SWEEP)
 
     def _after_regress(self, regressed: bool) -> None:
         if regressed:

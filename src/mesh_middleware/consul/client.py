@@ -13,7 +13,6 @@ import json
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode, urlsplit
 
@@ -25,6 +24,7 @@ from ..exceptions import (
     AgentUnavailableError,
     ConfigError,
 )
+from ..regular_file import demand_regular, read_regular_file
 from ..rhythm import USUAL, Rhythm
 from . import watch, wire
 from .connections import Connections, Head, Request, Way
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 STALLED = "agent_stalled"
 LOST = frozenset({AgentUnavailableError.code, STALLED})
 """Codes of trouble in which the agent may be gone, rather than say no."""
+MAX_TOKEN_FILE = 64 * 1024
+"""Bytes of the largest token file that is read."""
 MAX_QUOTED_BYTES = 512
 """Longest error text of the agent that is quoted."""
 
@@ -261,6 +263,9 @@ def agent_context(settings: Settings) -> ssl.SSLContext:
         ConfigError: a file that the settings name cannot be used.
     """
     try:
+        for path in (settings.ca_file, settings.client_cert, settings.client_key):
+            if path:
+                demand_regular(path)
         context = ssl.create_default_context(
             cafile=settings.ca_file or None, capath=settings.ca_path or None
         )
@@ -278,6 +283,9 @@ def agent_context(settings: Settings) -> ssl.SSLContext:
 
 def _read_token(path: str) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8", errors="replace").strip()
+        content = read_regular_file(path, MAX_TOKEN_FILE)
     except OSError as error:
         raise AgentError(f"token_file {path}: {error.strerror}", "token_unusable") from None
+    if len(content) > MAX_TOKEN_FILE:
+        raise AgentError(f"token_file {path}: over {MAX_TOKEN_FILE} bytes", "token_unusable")
+    return content.decode("utf-8", "replace").strip()

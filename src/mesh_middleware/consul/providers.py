@@ -18,6 +18,7 @@ from typing import Any
 from ..exceptions import AgentAnswerError
 from ..intentions.jws import SKEW
 from ..intentions.jwt import DEFAULT_LOCATIONS, JwtProvider, KeySet, Location, read_keys
+from ..urls import redacted
 from .entries import entry_of, text_of
 
 PROVIDER_FIELDS = {
@@ -60,7 +61,7 @@ class KeySource:
         ca_file: file with such certificates; empty for none.
     """
 
-    uri: str
+    uri: str = field(repr=False)
     timeout: float = 1.0
     every: float = 300.0
     ca_pem: str = field(default="", repr=False)
@@ -145,7 +146,7 @@ def _remote(value: object) -> KeySource:
     fields = _known(value, tuple(REMOTE_FIELDS), "Remote")
     uri = text_of(fields, "URI")
     if not uri.startswith(("https://", "http://")):
-        raise AgentAnswerError(f"Remote.URI {uri!r}: https:// or http:// is expected")
+        raise AgentAnswerError(f"Remote.URI {redacted(uri)!r}: https:// or http:// is expected")
     timeout = fields.get("RequestTimeoutMs") or 1000
     if isinstance(timeout, bool) or not isinstance(timeout, int):
         raise AgentAnswerError(f"RequestTimeoutMs {timeout!r}: a whole number is expected")

@@ -10,12 +10,13 @@ Source: Consul HTTP API, conventions and blocking queries (reference 1).
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 import random
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import replace
 from typing import Any
-from urllib.parse import parse_qs, unquote
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from ..exceptions import ConfigError
 from . import routes_agent, routes_catalog, routes_connect, routes_intentions
@@ -90,6 +91,9 @@ class AgentApp:
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = await _read(scope, receive)
+        if (why := cross_site(request)) is not None:
+            await self._send(request, Answer(why, 403), send)
+            return
         if request.path == FAULTS_PATH:
             await self._send(request, self._set_faults(request), send)
             return
@@ -285,6 +289,43 @@ async def _read(scope: Scope, receive: Receive) -> Request:
                  for name, value in scope["headers"]},
         body=bytes(body),
     )  # fmt: skip
+
+
+def cross_site(request: Request) -> str | None:
+    """
+    Tell why a request may come from a page of another site in a browser of this machine.
+
+    Loopback is no authentication: a page can make a browser send a form here. Browsers name the
+    site in ``Origin`` and ``Sec-Fetch-Site``; programs such as curl send neither. A page of a name
+    that was made to lead to loopback (DNS rebinding) shows in ``Host``.
+
+    Returns:
+        What the caller is told; ``None`` where nothing is wrong.
+
+    Source: Fetch Standard, "Origin header"; W3C Fetch Metadata, "Sec-Fetch-Site".
+    """
+    headers = request.headers
+    host, origin = headers.get("host", ""), headers.get("origin")
+    site = headers.get("sec-fetch-site")
+    if (origin is not None or site is not None) and not _is_loopback(host):
+        return "a browser's request to a host name that is not loopback (Host) is refused"
+    if request.method in ("GET", "HEAD", "OPTIONS"):
+        return None
+    if site not in (None, "none", "same-origin"):
+        return "a write by a page of another site (Sec-Fetch-Site) is refused"
+    if origin is not None and origin not in (f"http://{host}", f"https://{host}"):
+        return "a write by a page of another site (Origin) is refused"
+    return None
+
+
+def _is_loopback(host: str) -> bool:
+    name = urlsplit(f"//{host}").hostname or ""
+    if name == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
 
 
 def _refuse_enterprise(request: Request) -> None:

@@ -62,8 +62,15 @@ MAX_PARTS = 256
 """Values, or parts of a list, that are looked at in one header."""
 
 
+MAX_EVALUATIONS = 4096
+"""Patterns times values that one verdict evaluates; a request that takes more is refused."""
+
+MAX_EVALUATED = 1 << 20
+"""Bytes of header values that one verdict gives to patterns; beyond it, the same."""
+
+
 class TooMuchError(Exception):
-    """A header is too large, or too long a list, to be read in every way: refused."""
+    """A request's headers take too much work to be read and judged in every way: refused."""
 
 
 _ABSENT = (Alternative("headers", None),)
@@ -79,7 +86,18 @@ class HeaderView:
         strict: whether more than the reading of Envoy's rules is wanted.
     """
 
-    __slots__ = ("_cache", "_facts", "_lines", "_merged", "_once", "_options", "_seen", "_strict")
+    __slots__ = (
+        "_bytes",
+        "_cache",
+        "_evaluations",
+        "_facts",
+        "_lines",
+        "_merged",
+        "_once",
+        "_options",
+        "_seen",
+        "_strict",
+    )
 
     def __init__(self, facts: RequestFacts, options: Normalization, *, strict: bool = True) -> None:
         self._facts = facts
@@ -90,6 +108,19 @@ class HeaderView:
         self._lines: list[tuple[bytes, bytes]] = []
         self._merged: dict[bytes, list[bytes]] = {}
         self._seen: Mapping[bytes, list[bytes]] | None = None
+        self._evaluations = self._bytes = 0
+
+    def spend(self, values: Sequence[bytes]) -> None:
+        """
+        Account for the evaluation of one pattern on some values.
+
+        Raises:
+            TooMuchError: `MAX_EVALUATIONS` or `MAX_EVALUATED` is exceeded.
+        """
+        self._evaluations += len(values)
+        self._bytes += sum(map(len, values))
+        if self._evaluations > MAX_EVALUATIONS or self._bytes > MAX_EVALUATED:
+            raise TooMuchError("patterns would be evaluated on too many or too long header values")
 
     def alternatives(self, name: bytes) -> tuple[Alternative, ...]:
         """

@@ -17,7 +17,7 @@ Source: reference 5.3 and 8; Envoy 1.40's jwt_authn filter, observed.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import unquote_plus
 
@@ -93,7 +93,7 @@ class JwtProvider:
     audiences: tuple[str, ...] = ()
     locations: tuple[Location, ...] = DEFAULT_LOCATIONS
     keys: KeySet | None = None
-    jwks_uri: str = ""
+    jwks_uri: str = field(default="", repr=False)
     cache_seconds: float = 300.0
     timeout: float = 1.0
     forward_header: str = ""
@@ -243,10 +243,8 @@ class Tokens:
             for line in self._every_line(header):
                 if cookie:
                     yield from _cookies(line, location.name)
-                elif line.startswith(location.prefix):
-                    yield line.removeprefix(location.prefix)
-                elif location.prefix in line:
-                    raise BadTokenError
+                elif line.strip(" \t"):
+                    yield _after_scheme(line, location.prefix)
 
     def _lines(self, header: bytes) -> list[str]:
         values = self._view.alternatives(header)[0].values or ()
@@ -267,6 +265,30 @@ def _from_token(text: str) -> str:
     """Cut what stands before the first character a token can have."""
     start = next((place for place, char in enumerate(text) if char in _TOKEN_CHARS), 0)
     return text[start:]
+
+
+def _after_scheme(line: str, prefix: str) -> str:
+    """
+    Find the token in a header's line.
+
+    Applications compare the scheme without case, and take any white space after it. Whatever else
+    stands in the place of a token counts as one that is not good.
+
+    Raises:
+        BadTokenError: the line does not begin with *prefix*.
+
+    Source: RFC 9110, 11.1 and 11.6.2; RFC 6750, 2.1.
+    """
+    if line.startswith(prefix):
+        return line.removeprefix(prefix)
+    scheme = prefix.rstrip(" \t")
+    text = line.strip(" \t")
+    rest = text[len(scheme) :]
+    if text[: len(scheme)].lower() != scheme.lower():
+        raise BadTokenError
+    if scheme != prefix and rest[:1] not in (" ", "\t"):
+        raise BadTokenError
+    return rest.strip(" \t")
 
 
 def _cookies(text: str, wanted: str) -> Iterator[str]:

@@ -51,6 +51,8 @@ class HeaderTest:
     name: bytes
     test: Test | None
     invert: bool
+    pattern: bool = False
+    """Whether the test evaluates a regular expression, which is accounted for."""
 
     def matches(self, values: Sequence[bytes] | None) -> bool:
         """
@@ -182,7 +184,8 @@ def _step(index: int, permission: Permission) -> Step:
 
 
 def _header_test(match: HeaderMatch) -> HeaderTest:
-    return HeaderTest(match.name.encode(), _value_test(match), match.invert)
+    pattern = match.test == "regex"
+    return HeaderTest(match.name.encode(), _value_test(match), match.invert, pattern)
 
 
 def _value_test(match: HeaderMatch) -> Test | None:

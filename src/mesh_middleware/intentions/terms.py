@@ -70,6 +70,10 @@ class Request:
             return (Alternative("proxy", None), *found)
         return found
 
+    def spend(self, values: Sequence[bytes]) -> None:
+        """Account for one pattern; see `HeaderView.spend`."""
+        self._view.spend(values)
+
     def unmet(self, demands: Sequence[JwtDemand], *, lenient: bool = False) -> Reason | None:
         """
         Tell why no token satisfies any of *demands*; ``None`` when one does, or none is made.

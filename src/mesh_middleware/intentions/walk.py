@@ -112,6 +112,8 @@ def walk_plainly(
             sure, values = view.plainly(test.name)
             if not sure:
                 return None
+            if test.pattern and values:
+                view.spend(values)
             if not test.matches(values):
                 break
         else:
@@ -154,6 +156,9 @@ def _judge_headers(
     must = may = True
     for test in tests:
         read = request.alternatives(test.name)
+        if test.pattern:
+            for alternative in read:
+                request.spend(alternative.values or ())
         every = some = first = test.matches(read[0].values)
         if doubt and read[0].made_up and test.test is not None:
             doubts.add("proxy")
