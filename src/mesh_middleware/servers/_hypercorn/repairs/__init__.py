@@ -62,6 +62,12 @@ REPAIRS: tuple[Repair, ...] = (
         "Requests with Transfer-Encoding and Content-Length are served, and h2c within TLS.",
         "tests/interop/test_framing.py",
     ),
+    _repair(
+        "websocket_message_size",
+        "A compressed WebSocket message is decompressed whole before its size is compared with the "
+        "limit, and malformed frames end the connection without a close frame.",
+        "tests/interop/test_websocket_messages.py",
+    ),
 )
 """Every repair, in the order in which they are installed."""
 
