@@ -68,6 +68,11 @@ REPAIRS: tuple[Repair, ...] = (
         "limit, and malformed frames end the connection without a close frame.",
         "tests/interop/test_websocket_messages.py",
     ),
+    _repair(
+        "disconnect",
+        "An application that streams to a caller that is gone holds the event loop for ever.",
+        "tests/interop/test_disconnect.py",
+    ),
 )
 """Every repair, in the order in which they are installed."""
 
