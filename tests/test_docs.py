@@ -102,7 +102,9 @@ def troubles() -> set[str]:
     nodes = (n for name in files for n in ast.walk(ast.parse((SOURCES / name).read_text())))
     words = {n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)}
     return {
-        w for w in words if re.fullmatch(r"agent_[a-z]+|token_unusable|instance_taken|watch_[a-z]+|defect", w)
+        w
+        for w in words
+        if re.fullmatch(r"agent_[a-z]+|token_unusable|instance_taken|watch_[a-z]+|defect", w)
     } - notes()
 
 

@@ -22,6 +22,8 @@ DEFAULT_DOMAIN = "consul"
 MAX_ANSWER_BYTES = 8 * 1024 * 1024
 INSTANCE_KEY = "mesh_instance"
 """Key in the metadata of a registration under which its owner's token stands."""
+MAX_UNREAD_BODY = 1024 * 1024
+UNREAD_BODY_TIMEOUT = 1.0
 Mode = Literal["enforce", "shadow"]
 Reading = Literal["strict", "envoy"]
 DefaultPolicy = Literal["allow", "deny"]
@@ -80,6 +82,9 @@ class Settings:
         deny_in_handshake: whether callers whom no request is allowed are refused in the handshake
             already; else they get a 403, which they can understand.
         max_connection_age: seconds after which a connection ends at its next bytes; 0 never.
+        max_unread_body: bytes of a request body that are read and dropped after its response, so
+            that an HTTP/1.1 connection can be used again; beyond it the connection is closed.
+        unread_body_timeout: seconds for that; after it the connection is closed.
         keep_file: sealed file of the last known good, for starts without the agent; empty is off.
         keep_key: its key, 32 bytes in hexadecimal or base64. Never shown.
         keep_max_age: seconds after which it is refused.
@@ -121,6 +126,8 @@ class Settings:
     plaintext_beyond_loopback: bool = False
     deny_in_handshake: bool = False
     max_connection_age: float = 0.0
+    max_unread_body: int = MAX_UNREAD_BODY
+    unread_body_timeout: float = UNREAD_BODY_TIMEOUT
     keep_file: str = ""
     keep_key: str = field(default="", repr=False)
     keep_max_age: float = 72 * 3600.0
@@ -409,6 +416,8 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "plaintext_beyond_loopback": _flag,
     "deny_in_handshake": _flag,
     "max_connection_age": _seconds(0),
+    "max_unread_body": _whole,
+    "unread_body_timeout": _seconds(0),
     "keep_max_age": _seconds(0),
     "tags": _texts,
     "exempt": _texts,
@@ -460,6 +469,8 @@ def _check(settings: Settings) -> None:
         raise ConfigError(f"max_answer_bytes = {settings.max_answer_bytes}: at least 1 is expected")
     if INSTANCE_KEY in settings.meta:
         raise ConfigError(f"meta: the key {INSTANCE_KEY!r} is the mesh's own; use another")
+    if settings.max_unread_body < 0:
+        raise ConfigError(f"max_unread_body = {settings.max_unread_body}: at least 0 is expected")
     if "/" in settings.service or settings.service == "*":
         raise ConfigError(f"service = {settings.service!r}: a name without / and not * is expected")
     for option in ("exempt", "shadow"):

@@ -20,8 +20,14 @@ APP = """
 import gc
 
 import anyio
+from hypercorn.protocol.h2 import H2Protocol
+from hypercorn.protocol.h11 import H11Protocol
 
 from mesh_middleware import MeshAuthz
+
+
+def count(kind):
+    return sum(issubclass(type(each), kind) for each in gc.get_objects())
 
 
 async def app(scope, receive, send):
@@ -32,8 +38,7 @@ async def app(scope, receive, send):
     body = b"{}"
     if scope["path"] == "/count":
         gc.collect()
-        body = b"%d" % sum(type(each).__name__ == "H2Protocol" for each in gc.get_objects())
-        body += b" %d" % sum(type(each).__name__ == "H11Protocol" for each in gc.get_objects())
+        body = b"%d %d" % (count(H2Protocol), count(H11Protocol))
     if scope["path"] == "/never":
         await anyio.sleep_forever()
     await send({"type": "http.response.start", "status": 200, "headers": []})

@@ -109,7 +109,7 @@ def has_unread(server: Any) -> bool:
     Args:
         server: Hypercorn's object for the connection.
     """
-    if getattr(server, "mesh_left", False) or _is_closing(server):
+    if getattr(server, "mesh_left", False) or is_closing(server):
         return False
     if hasattr(server, "reader") and server.reader._buffer:
         return True
@@ -119,7 +119,13 @@ def has_unread(server: Any) -> bool:
     return any(events & select.POLLIN for _, events in poll.poll(0))
 
 
-def _is_closing(server: Any) -> bool:
+def is_closing(server: Any) -> bool:
+    """
+    Tell whether the socket of a connection is closed, or is being closed.
+
+    Args:
+        server: Hypercorn's object for the connection.
+    """
     if hasattr(server, "writer"):
         return bool(server.writer.transport.is_closing())
     return bool(socket_of(server).fileno() < 0)
@@ -140,12 +146,15 @@ async def _is_used_again(server: Any, inner: Any) -> bool:
 
 
 def _is_used(inner: Any) -> bool:
+    from ._hypercorn.repairs.h11_unread_body import UnreadBody
+
     if not hasattr(inner, "stream"):
         return not inner.idle
+    if isinstance(inner.stream, UnreadBody):
+        return False
     # On trio others run between the coming of a request and its stream.
     state = getattr(getattr(inner, "connection", None), "their_state", None)
-    comes = str(state) in ("SEND_BODY", "DONE") and not getattr(inner, "mesh_unread", 0)
-    return inner.stream is not None or comes
+    return inner.stream is not None or str(state) in ("SEND_BODY", "DONE")
 
 
 def _hear_no_more(protocol: Any) -> None:

@@ -12,8 +12,7 @@ it leaves both waiting for each other. And on the trio worker whatever a connect
 whole server: a ``:path`` that is not ASCII is enough, from a peer whom no intention allows. And a
 server that ends waits without limit for a peer that does not read its answer, or that stops in the
 middle of its upload. (What is said when a connection ends is `hypercorn_ends`', when it was idle
-for too long `hypercorn_idle`'s, and what is left of a request `hypercorn_unread`'s.) Knows nothing
-of the mesh.
+for too long `hypercorn_idle`'s.) Knows nothing of the mesh.
 """
 
 from __future__ import annotations
@@ -32,7 +31,6 @@ from ._hypercorn.repairs import install_repairs
 from .hypercorn_backlog import go_on_reading
 from .hypercorn_ends import close_in_order, end_in_order, say_the_last, socket_of
 from .hypercorn_idle import end_idle, forget_closed, time_lightly, time_what_is_idle
-from .hypercorn_unread import read_what_is_left
 
 _log = logging.getLogger("mesh_middleware.server")
 
@@ -78,7 +76,6 @@ def mend() -> None:
         _end_what_was_begun(H2Protocol)
         for kind in (HTTPStream, WSStream):
             _forget_refused(kind)
-        read_what_is_left(H11Protocol)
         end_in_order(H2Protocol, H11Protocol)
         time_what_is_idle(H2Protocol)
     for name in ("asyncio", "trio"):

@@ -9,6 +9,8 @@ older repairs, `hypercorn_mend` and its neighbours, move here one by one.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from importlib import import_module
 from typing import NamedTuple
 
 
@@ -33,7 +35,45 @@ class Repair(NamedTuple):
     install: Callable[[], None]
 
 
-REPAIRS: tuple[Repair, ...] = ()
+def _install(name: str) -> None:
+    """Import the module of a repair, which imports Hypercorn, and install it."""
+    import_module(f"{__name__}.{name}").install()
+
+
+def _repair(name: str, what: str, test: str, issue: str = "") -> Repair:
+    return Repair(name, what, ("0.18.0",), issue, test, partial(_install, name))
+
+
+REPAIRS: tuple[Repair, ...] = (
+    _repair(
+        "h11_lingering_close",
+        "An HTTP/1.1 connection that is closed while its peer sends is reset, which destroys the "
+        "last response.",
+        "tests/interop/test_unread.py",
+    ),
+    _repair(
+        "h11_unread_body",
+        "An HTTP/1.1 connection whose request was answered before all of it had come is closed, "
+        "often before the response is read.",
+        "tests/interop/test_unread.py",
+    ),
+    _repair(
+        "h11_framing",
+        "Requests with Transfer-Encoding and Content-Length are served, and h2c within TLS.",
+        "tests/interop/test_framing.py",
+    ),
+    _repair(
+        "websocket_message_size",
+        "A compressed WebSocket message is decompressed whole before its size is compared with the "
+        "limit, and malformed frames end the connection without a close frame.",
+        "tests/interop/test_websocket_messages.py",
+    ),
+    _repair(
+        "disconnect",
+        "An application that streams to a caller that is gone holds the event loop for ever.",
+        "tests/interop/test_disconnect.py",
+    ),
+)
 """Every repair, in the order in which they are installed."""
 
 _installed: set[str] = set()
