@@ -93,6 +93,7 @@ def test_every_option_can_be_set_from_the_environment() -> None:
         "ready_timeout": "500ms", "poll": "2s", "max_answer_bytes": "1000", "plugins": "false",
         "plaintext_beyond_loopback": "true", "deny_in_handshake": "true",
         "max_connection_age": "1h", "max_unread_body": "0", "unread_body_timeout": "2s",
+        "h2_max_resets": "50",
         "keep_file": "/keep", "keep_key": "00", "keep_max_age": "24h",
     }  # fmt: skip
     assert set(texts) == set(NAMES)
@@ -107,7 +108,7 @@ def test_every_option_can_be_set_from_the_environment() -> None:
         domain="mesh", wait=60.0, locality="eu/a",
         check_ttl=30.0, ready_timeout=0.5, poll=2.0, max_answer_bytes=1000, plugins=False,
         plaintext_beyond_loopback=True, deny_in_handshake=True, max_connection_age=3600.0,
-        max_unread_body=0, unread_body_timeout=2.0,
+        max_unread_body=0, unread_body_timeout=2.0, h2_max_resets=50,
         keep_file="/keep", keep_key="00", keep_max_age=86400.0,
     )  # fmt: skip
 
@@ -401,6 +402,7 @@ UNUSABLE: list[tuple[str, Any, str]] = [
     ("max_answer_bytes", 0, "at least"),
     ("max_answer_bytes", -5, "at least"),
     ("max_unread_body", -1, "at least"),
+    ("h2_max_resets", 0, "at least 1"),
     ("max_unread_body", "much", "whole number"),
     ("unread_body_timeout", -1, "seconds"),
     ("mode", "off", "enforce, shadow"),

@@ -105,6 +105,8 @@ def troubles() -> set[str]:
         w
         for w in words
         if re.fullmatch(r"agent_[a-z]+|token_unusable|instance_taken|watch_[a-z]+|defect", w)
+        for w in words
+        if re.fullmatch(r"agent_[a-z]+|token_unusable|instance_taken|watch_[a-z]+|defect", w)
     } - notes()
 
 

@@ -24,6 +24,7 @@ INSTANCE_KEY = "mesh_instance"
 """Key in the metadata of a registration under which its owner's token stands."""
 MAX_UNREAD_BODY = 1024 * 1024
 UNREAD_BODY_TIMEOUT = 1.0
+H2_MAX_RESETS = 200
 Mode = Literal["enforce", "shadow"]
 Reading = Literal["strict", "envoy"]
 DefaultPolicy = Literal["allow", "deny"]
@@ -85,6 +86,8 @@ class Settings:
         max_unread_body: bytes of a request body that are read and dropped after its response, so
             that an HTTP/1.1 connection can be used again; beyond it the connection is closed.
         unread_body_timeout: seconds for that; after it the connection is closed.
+        h2_max_resets: streams that one HTTP/2 connection may reset within ten seconds; beyond it
+            the connection answers what it has begun, and ends.
         keep_file: sealed file of the last known good, for starts without the agent; empty is off.
         keep_key: its key, 32 bytes in hexadecimal or base64. Never shown.
         keep_max_age: seconds after which it is refused.
@@ -128,6 +131,7 @@ class Settings:
     max_connection_age: float = 0.0
     max_unread_body: int = MAX_UNREAD_BODY
     unread_body_timeout: float = UNREAD_BODY_TIMEOUT
+    h2_max_resets: int = H2_MAX_RESETS
     keep_file: str = ""
     keep_key: str = field(default="", repr=False)
     keep_max_age: float = 72 * 3600.0
@@ -418,6 +422,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "max_connection_age": _seconds(0),
     "max_unread_body": _whole,
     "unread_body_timeout": _seconds(0),
+    "h2_max_resets": _whole,
     "keep_max_age": _seconds(0),
     "tags": _texts,
     "exempt": _texts,
@@ -469,8 +474,10 @@ def _check(settings: Settings) -> None:
         raise ConfigError(f"max_answer_bytes = {settings.max_answer_bytes}: at least 1 is expected")
     if INSTANCE_KEY in settings.meta:
         raise ConfigError(f"meta: the key {INSTANCE_KEY!r} is the mesh's own; use another")
-    if settings.max_unread_body < 0:
-        raise ConfigError(f"max_unread_body = {settings.max_unread_body}: at least 0 is expected")
+    for name, least in (("max_unread_body", 0), ("h2_max_resets", 1)):
+        if getattr(settings, name) < least:
+            value = getattr(settings, name)
+            raise ConfigError(f"{name} = {value}: at least {least} is expected")
     if "/" in settings.service or settings.service == "*":
         raise ConfigError(f"service = {settings.service!r}: a name without / and not * is expected")
     for option in ("exempt", "shadow"):

@@ -90,4 +90,4 @@ def test_an_end_without_close_and_agent_is_one_line(agent: DevAgent) -> None:
         agent.close()
         _, err = process.communicate("\n", timeout=60)
     assert process.returncode == 0
-    assert "Traceback" not in err and "deregistration of shop-7: " in err
+    assert "Traceback" not in err and "deregistration of shop-" in err

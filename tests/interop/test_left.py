@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 from h2.events import Event, StreamEnded
-from hyperframe.frame import PriorityFrame
+from hyperframe.frame import DataFrame
 
 from mesh_middleware.dev import DevAgent
 
@@ -108,12 +108,11 @@ async def before_a_handshake_ends(connection: Http1 | Http2) -> None:
 
 
 async def by_an_error(connection: Http1 | Http2) -> None:
-    """The server does not bear so many; who waits for an answer beside them does not wait on."""
+    """A frame that breaks the protocol ends all; an application beside it does not wait on."""
     assert isinstance(connection, Http2)
     connection._open("/never")
     connection._flush()
-    frames = (PriorityFrame(stream).serialize() for stream in range(1001, 4001, 2))
-    connection._writer.write(b"".join(frames))
+    connection._writer.write(DataFrame(0, data=b"on no stream").serialize())
     while await connection._reader.read(65536):
         pass
 

@@ -69,6 +69,16 @@ REPAIRS: tuple[Repair, ...] = (
         "tests/interop/test_websocket_messages.py",
     ),
     _repair(
+        "h2_flow_control",
+        "A stream over HTTP/2 buffers without bound what its peer does not read.",
+        "tests/interop/test_h2_flow_control.py",
+    ),
+    _repair(
+        "h2_floods",
+        "One HTTP/2 connection can take the event loop from all others.",
+        "tests/interop/test_h2_floods.py",
+    ),
+    _repair(
         "disconnect",
         "An application that streams to a caller that is gone holds the event loop for ever.",
         "tests/interop/test_disconnect.py",
