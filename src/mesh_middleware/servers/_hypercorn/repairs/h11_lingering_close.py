@@ -26,6 +26,7 @@ from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol.events import Body, Data, EndBody
 from hypercorn.protocol.h11 import STREAM_ID, H11Protocol, H11WSConnection
 from hypercorn.protocol.ws_stream import WSStream
+from wsproto.connection import ConnectionState
 
 from ...hypercorn_ends import LINGER, has_unread, is_closing
 from ..limits import unread_body_limits
@@ -134,12 +135,15 @@ class LingeringH11Protocol(H11Protocol):
 
     def _may_receive_more(self, stream: Any) -> bool:
         if isinstance(self.connection, H11WSConnection):
-            more = isinstance(stream, WSStream) and getattr(stream, "failed", False)
-            more = more or bool(self.connection.buffer)
-        else:
-            more = self.connection.their_state is h11.SEND_BODY
-            more = more or bool(self.connection.trailing_data[0])
-        return more or has_unread(self._server)
+            if getattr(stream, "failed", False):
+                return True
+            # The peer of a closing handshake waits for the end of TCP; what is unread is its reply.
+            return not _is_closed(stream) and (bool(self.connection.buffer) or self._has_unread())
+        more = self.connection.their_state is h11.SEND_BODY or self.connection.trailing_data[0]
+        return bool(more) or self._has_unread()
+
+    def _has_unread(self) -> bool:
+        return has_unread(self._server)
 
     async def linger(self) -> None:
         """Close the connection, in such a way that the peer can read what was sent."""
@@ -174,6 +178,13 @@ class LingeringH11Protocol(H11Protocol):
     async def _pause(self) -> None:
         await self.can_read.clear()
         await self.can_read.wait()
+
+
+def _is_closed(stream: Any) -> bool:
+    """Whether a WebSocket has said its last word: the application's, or the reply to its peer's."""
+    if not isinstance(stream, WSStream) or not stream.handshake.accepted:
+        return False
+    return stream.idle or stream.connection.state is ConnectionState.CLOSED
 
 
 async def _shut_down_writing(server: Any) -> None:
