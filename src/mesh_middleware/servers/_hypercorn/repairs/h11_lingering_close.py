@@ -47,7 +47,7 @@ class LingeringH11Protocol(H11Protocol):
     stream: Any  # UnreadBody stands in for Hypercorn's streams
     closing = False
     droppable = 0
-    _peer_closed = _write_failed = False
+    _had_last = _peer_closed = _write_failed = False
 
     def handle(self, event: Event) -> Coroutine[Any, Any, None]:
         """Take input, or the end of it."""
@@ -58,7 +58,7 @@ class LingeringH11Protocol(H11Protocol):
             # The first may only be the end of input; it is also how a failed write is reported.
             self._write_failed = self._peer_closed
             self._peer_closed = True
-        return super().handle(event)
+        return H11Protocol.handle(self, event)
 
     @property
     def is_gone(self) -> bool:
@@ -71,14 +71,13 @@ class LingeringH11Protocol(H11Protocol):
 
     async def _handle_events(self) -> None:
         while not self.closing:
-            if self.connection.they_are_waiting_for_100_continue:
-                head = self.config.response_headers("h11")
-                await self._send_h11_event(h11.InformationalResponse(status_code=100, headers=head))
-            if self.connection.their_state is h11.MUST_CLOSE and self.connection.trailing_data[0]:
+            if self._had_last and self.connection.trailing_data[0]:
                 await self._pause()  # behind the last request: it would count as an error of it
                 continue
             try:
                 event = self.connection.next_event()
+                if event is h11.NEED_DATA:
+                    break
                 if isinstance(event, h11.Request):
                     await self._begin(event)
                 elif not await self._take(event):
@@ -96,17 +95,21 @@ class LingeringH11Protocol(H11Protocol):
             if isinstance(self.connection, H11WSConnection):
                 self.connection = self.connection.h11_connection
             raise h11.RemoteProtocolError("a header is not ASCII") from None
+        if self.connection.they_are_waiting_for_100_continue:
+            head = self.config.response_headers("h11")
+            await self._send_h11_event(h11.InformationalResponse(status_code=100, headers=head))
 
     async def _take(self, event: Any) -> bool:
         """Take one event; returns whether there may be another one."""
         if event is h11.PAUSED:
             await self._pause()
-        elif event is h11.NEED_DATA or self.stream is None:
+        elif self.stream is None:
             return False
+        elif isinstance(event, h11.EndOfMessage):
+            self._had_last = self.connection.their_state is h11.MUST_CLOSE
+            await self.stream.handle(EndBody(stream_id=STREAM_ID))
         elif isinstance(event, h11.Data):
             await self.stream.handle(Body(stream_id=STREAM_ID, data=bytes(event.data)))
-        elif isinstance(event, h11.EndOfMessage):
-            await self.stream.handle(EndBody(stream_id=STREAM_ID))
         elif isinstance(event, Data):
             await self.stream.handle(event)
         else:
