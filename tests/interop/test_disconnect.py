@@ -18,6 +18,7 @@ from .conftest import Serve
 from .test_hypercorn import caller
 
 APP = """
+import anyio
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.middleware import Middleware
@@ -91,6 +92,15 @@ async def generate():
         yield "x" * 1000
 
 
+async def nothing():
+    yield "x" * 1000
+    await anyio.sleep_forever()
+
+
+async def idle(request):
+    return StreamingResponse(nothing())
+
+
 async def stream(request):
     return StreamingResponse(generate())
 
@@ -144,7 +154,7 @@ async def endpoint(websocket):
 
 
 routes = [Route("/stream", stream), Route("/background", background), Route("/state", state)]
-routes += [WebSocketRoute("/endpoint", endpoint)]
+routes += [WebSocketRoute("/endpoint", endpoint), Route("/idle", idle)]
 inside = Starlette(routes=[*routes, Mount("/base", Starlette(
     routes=routes, middleware=[Middleware(Passing)]))])
 RAW = (endless, swallows, waits, late, socket, stubborn)
@@ -242,7 +252,7 @@ async def all_leave(port: int, tls: Any, pem: str) -> dict[str, int]:
 def server(request: pytest.FixtureRequest, serve: Serve) -> Iterator[Hypercorn]:
     server = serve(
         APP,
-        {"service": "tax", "exempt": [f"/{path}" for path in (*PATHS, *SOCKETS, "state")]},
+        {"service": "tax", "exempt": [f"/{path}" for path in (*PATHS, *SOCKETS, "idle", "state")]},
         worker_class=request.param,
         insecure_bind="127.0.0.1:0",
         listeners=2,
@@ -263,3 +273,21 @@ def test_who_streams_to_a_caller_that_is_gone_is_told(
     found = asyncio.run(all_leave(server.port(scheme), tls, pem))
     assert found == WANTED
     assert server.stop(PATIENCE) == 0
+
+
+def test_a_stream_that_has_nothing_to_send_ends_with_its_caller(
+    agent: DevAgent, server: Hypercorn
+) -> None:
+    """Starlette does not listen for the disconnect, since it is told that ``send`` raises."""
+    pem, port = caller(agent).pem, server.port()
+    tls = outsider_context(pem)
+
+    async def leave() -> None:
+        async with asyncio.timeout(PATIENCE):
+            for protocol in PROTOCOLS:
+                spoken = outsider_context(pem, alpn="h2") if protocol == "h2" else tls
+                await ask_and_leave(protocol, port, spoken, "idle")
+            while (await state(port, tls))["running"] != 1:
+                pass
+
+    asyncio.run(leave())

@@ -21,16 +21,28 @@ from hypercorn.utils import UnexpectedMessageError
 from starlette.requests import ClientDisconnect
 from starlette.websockets import WebSocketDisconnect
 
+from mesh_middleware.servers._hypercorn.application_run import (
+    ClientDisconnected,
+    is_disconnect,
+    run_on_asyncio,
+    run_on_trio,
+)
 from mesh_middleware.servers._hypercorn.repairs.disconnect import (
     LEFT_ALONE,
     SENDS_AFTER_DISCONNECT,
     SENDS_IN_A_TURN,
-    ClientDisconnected,
     DisconnectHTTPStream,
-    is_disconnect,
 )
 
 from ..reliability import virtual
+
+
+@pytest.fixture(autouse=True)
+def repaired(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hypercorn's tasks run applications as in a server."""
+    monkeypatch.setattr(hypercorn.asyncio.task_group, "_handle", run_on_asyncio)
+    monkeypatch.setattr(hypercorn.trio.task_group, "_handle", run_on_trio)
+
 
 LONG = 10 * LEFT_ALONE
 START = {"type": "http.response.start", "status": 200, "headers": []}
@@ -61,6 +73,7 @@ class Request1:
 
     async def leave(self) -> None:
         """The caller goes."""
+        self.stream.before_close()
         await self.stream.handle(StreamClosed(stream_id=1))
 
     async def work(self) -> None:

@@ -170,12 +170,18 @@ def _let_writers_go(protocol: Any) -> None:
 
 
 def _let_readers_go(protocol: Any, stream_of: Callable[..., Any]) -> None:
+    """Let the queue of an application take its last message, and tell its stream of the end."""
+    from ._hypercorn.repairs.disconnect import DisconnectHTTPStream
+
     original = protocol._close_stream
 
     def _close_stream(self: Any, *number: int) -> Coroutine[Any, Any, None]:
-        put = getattr(stream_of(self, *number), "app_put", None)
+        stream = stream_of(self, *number)
+        put = getattr(stream, "app_put", None)
         if put is not None:
             _make_room(put.__self__)
+            if isinstance(stream, DisconnectHTTPStream):
+                stream.before_close()
         return original(self, *number)  # type: ignore[no-any-return]
 
     protocol._close_stream = _close_stream

@@ -19,6 +19,9 @@ from __future__ import annotations
 
 import h11
 import hypercorn.protocol
+import hypercorn.protocol.h11
+from hypercorn.protocol.events import Request
+from hypercorn.protocol.h11 import STREAM_ID
 
 from .h11_unread_body import UnreadBodyH11Protocol
 
@@ -31,14 +34,39 @@ _VERSIONS = (b"1.0", b"1.1")
 class FramingH11Protocol(UnreadBodyH11Protocol):
     """HTTP/1.1 that refuses requests with faulty framing."""
 
+    _upgrades = False
+
     async def _check_protocol(self, event: h11.Request) -> None:
         names = [name for name, _ in event.headers]
+        self._upgrades = b"upgrade" in names
         if is_preface(event):
             await super()._check_protocol(event)
         elif status := faulty_framing(event, names):
             raise h11.RemoteProtocolError("faulty framing", error_status_hint=status)
-        elif not self.ssl and b"upgrade" in names:
+        elif self._upgrades and not self.ssl:
             await super()._check_protocol(event)
+
+    async def _create_stream(self, request: h11.Request) -> None:
+        if self._upgrades:
+            await super()._create_stream(request)
+            return
+        # Written out again, without the search for an upgrade: it pays for the checks above.
+        ends = (self.ssl, self.client, self.server, self.stream_send, STREAM_ID)
+        kind = hypercorn.protocol.h11.HTTPStream  # type: ignore[attr-defined]
+        self.stream = kind(self.app, self.config, self.context, self.task_group, *ends)
+        raw = self.config.h11_pass_raw_headers
+        await self.stream.handle(
+            Request(
+                stream_id=STREAM_ID,
+                headers=request.headers.raw_items() if raw else list(request.headers),
+                http_version=request.http_version.decode(),
+                method=request.method.decode("ascii").upper(),
+                raw_path=request.target,
+                state=self.connection_state,
+            )
+        )
+        self.keep_alive_requests += 1
+        await self.context.mark_request()
 
 
 def is_preface(request: h11.Request) -> bool:

@@ -26,6 +26,7 @@ from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol.events import Body, Data, EndBody
 from hypercorn.protocol.h11 import STREAM_ID, H11Protocol, H11WSConnection
 from hypercorn.protocol.ws_stream import WSStream
+from wsproto.connection import ConnectionState
 
 from ...hypercorn_ends import LINGER, has_unread, is_closing
 from ..limits import unread_body_limits
@@ -46,7 +47,7 @@ class LingeringH11Protocol(H11Protocol):
     stream: Any  # UnreadBody stands in for Hypercorn's streams
     closing = False
     droppable = 0
-    _peer_closed = _write_failed = False
+    _had_last = _peer_closed = _write_failed = False
 
     def handle(self, event: Event) -> Coroutine[Any, Any, None]:
         """Take input, or the end of it."""
@@ -57,7 +58,7 @@ class LingeringH11Protocol(H11Protocol):
             # The first may only be the end of input; it is also how a failed write is reported.
             self._write_failed = self._peer_closed
             self._peer_closed = True
-        return super().handle(event)
+        return H11Protocol.handle(self, event)
 
     @property
     def is_gone(self) -> bool:
@@ -70,14 +71,13 @@ class LingeringH11Protocol(H11Protocol):
 
     async def _handle_events(self) -> None:
         while not self.closing:
-            if self.connection.they_are_waiting_for_100_continue:
-                head = self.config.response_headers("h11")
-                await self._send_h11_event(h11.InformationalResponse(status_code=100, headers=head))
-            if self.connection.their_state is h11.MUST_CLOSE and self.connection.trailing_data[0]:
+            if self._had_last and self.connection.trailing_data[0]:
                 await self._pause()  # behind the last request: it would count as an error of it
                 continue
             try:
                 event = self.connection.next_event()
+                if event is h11.NEED_DATA:
+                    break
                 if isinstance(event, h11.Request):
                     await self._begin(event)
                 elif not await self._take(event):
@@ -95,17 +95,21 @@ class LingeringH11Protocol(H11Protocol):
             if isinstance(self.connection, H11WSConnection):
                 self.connection = self.connection.h11_connection
             raise h11.RemoteProtocolError("a header is not ASCII") from None
+        if self.connection.they_are_waiting_for_100_continue:
+            head = self.config.response_headers("h11")
+            await self._send_h11_event(h11.InformationalResponse(status_code=100, headers=head))
 
     async def _take(self, event: Any) -> bool:
         """Take one event; returns whether there may be another one."""
         if event is h11.PAUSED:
             await self._pause()
-        elif event is h11.NEED_DATA or self.stream is None:
+        elif self.stream is None:
             return False
+        elif isinstance(event, h11.EndOfMessage):
+            self._had_last = self.connection.their_state is h11.MUST_CLOSE
+            await self.stream.handle(EndBody(stream_id=STREAM_ID))
         elif isinstance(event, h11.Data):
             await self.stream.handle(Body(stream_id=STREAM_ID, data=bytes(event.data)))
-        elif isinstance(event, h11.EndOfMessage):
-            await self.stream.handle(EndBody(stream_id=STREAM_ID))
         elif isinstance(event, Data):
             await self.stream.handle(event)
         else:
@@ -134,12 +138,15 @@ class LingeringH11Protocol(H11Protocol):
 
     def _may_receive_more(self, stream: Any) -> bool:
         if isinstance(self.connection, H11WSConnection):
-            more = isinstance(stream, WSStream) and getattr(stream, "failed", False)
-            more = more or bool(self.connection.buffer)
-        else:
-            more = self.connection.their_state is h11.SEND_BODY
-            more = more or bool(self.connection.trailing_data[0])
-        return more or has_unread(self._server)
+            if getattr(stream, "failed", False):
+                return True
+            # The peer of a closing handshake waits for the end of TCP; what is unread is its reply.
+            return not _is_closed(stream) and (bool(self.connection.buffer) or self._has_unread())
+        more = self.connection.their_state is h11.SEND_BODY or self.connection.trailing_data[0]
+        return bool(more) or self._has_unread()
+
+    def _has_unread(self) -> bool:
+        return has_unread(self._server)
 
     async def linger(self) -> None:
         """Close the connection, in such a way that the peer can read what was sent."""
@@ -174,6 +181,13 @@ class LingeringH11Protocol(H11Protocol):
     async def _pause(self) -> None:
         await self.can_read.clear()
         await self.can_read.wait()
+
+
+def _is_closed(stream: Any) -> bool:
+    """Whether a WebSocket has said its last word: the application's, or the reply to its peer's."""
+    if not isinstance(stream, WSStream) or not stream.handshake.accepted:
+        return False
+    return stream.idle or stream.connection.state is ConnectionState.CLOSED
 
 
 async def _shut_down_writing(server: Any) -> None:
