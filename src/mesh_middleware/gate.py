@@ -19,9 +19,12 @@ Source: design 4.2 and 4.3.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import socket
 import ssl
 import sys
+import threading
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from datetime import datetime
@@ -229,32 +232,118 @@ class GatedObject(Gated, ssl.SSLObject):
         return super().selected_alpn_protocol()
 
 
+_counting = threading.Lock()
+"""Held for an instant, while a thread enters or leaves a socket."""
+
+
 class GatedSocket(Gated, ssl.SSLSocket):
-    """A TLS connection on a socket, as blocking servers and clients use it."""
+    """
+    A TLS connection on a socket, as blocking servers and clients use it.
+
+    Theory. OpenSSL's object for a connection is not made for two threads, and CPython (before 3.13)
+    lets another thread run while one is inside it. To end a connection that another thread reads,
+    is ordinary: whoever closes a WebSocket does it. So the threads inside are counted. Ending a
+    connection wakes them by ending the socket below TLS, says no goodbye then, and leaves the
+    closing itself to the last one that leaves: nothing is freed, and no file number reused, under
+    a thread that is still inside.
+    """
 
     mesh_live: Wraps | None = None
+    mesh_inside = 0
+    mesh_closing = False
     do_handshake_on_connect: bool
     suppress_ragged_eofs: bool
 
     def do_handshake(self, block: bool = False) -> None:
         """Finish the handshake, then pass the gate."""
-        super().do_handshake(block)
+        self._enter()
+        try:
+            super().do_handshake(block)
+        finally:
+            self._leave()
         self._pass_gate()
 
     def read(self, len: int = 1024, buffer: Any = None) -> Any:
         """Read, once the gate is passed; every way to receive leads here."""
         self._demand_gate()
-        return super().read(len, buffer)
+        self._enter()
+        try:
+            return super().read(len, buffer)
+        finally:
+            self._leave()
 
     def write(self, data: Any) -> int:
         """Write, once the gate is passed."""
         self._demand_gate()
-        return super().write(data)
+        self._enter()
+        try:
+            return super().write(data)
+        finally:
+            self._leave()
 
     def send(self, data: Any, flags: int = 0) -> int:
         """Send, once the gate is passed; every way to send leads here."""
         self._demand_gate()
-        return super().send(data, flags)
+        self._enter()
+        try:
+            return super().send(data, flags)
+        finally:
+            self._leave()
+
+    def unwrap(self) -> socket.socket:
+        """
+        Say goodbye, and give back the socket below TLS.
+
+        Raises:
+            OSError: another thread is inside, which is woken instead; or TLS failed.
+        """
+        with _counting:
+            alone = self.mesh_inside == 0
+            self.mesh_inside += alone
+        if not alone:
+            self._wake()
+            raise OSError(errno.EBUSY, "another thread uses this connection")
+        try:
+            return super().unwrap()
+        finally:
+            self._leave()
+
+    def shutdown(self, how: int) -> None:
+        """End the connection in one or both directions, for whoever is inside as well."""
+        with _counting:
+            alone = self.mesh_inside == 0
+        if alone:
+            super().shutdown(how)
+        else:
+            # TLS stays: without it, the other thread's next read would be of the plain socket.
+            socket.socket.shutdown(self, how)
+
+    def close(self) -> None:
+        """Close; where another thread is inside, it is woken, and closes as it leaves."""
+        with _counting:
+            self.mesh_closing = True
+            alone = self.mesh_inside == 0
+        if alone:
+            super().close()
+        else:
+            self._wake()
+
+    def _wake(self) -> None:
+        with contextlib.suppress(OSError):
+            socket.socket.shutdown(self, socket.SHUT_RDWR)
+
+    def _enter(self) -> None:
+        with _counting:
+            if self.mesh_closing:
+                raise OSError(errno.EBADF, "this connection was closed")
+            self.mesh_inside += 1
+
+    def _leave(self) -> None:
+        with _counting:
+            self.mesh_inside -= 1
+            last = self.mesh_closing and self.mesh_inside == 0
+        if last:
+            super().close()
 
     def accept(self) -> tuple[ssl.SSLSocket, Any]:
         """Accept on a listening socket: the new connection belongs to the newest generation."""
