@@ -233,11 +233,21 @@ class Belief:
             self.note("leaf_rejected", f"{error}; what was used before stays")
             return str(error)
         give_way()
+        refused = generation.check_itself(self._now())
+        if refused:
+            refused = f"OpenSSL refuses our own leaf under the roots of the mesh: {refused}"
+            if before.roots == after.roots and before.pair is not None:
+                self.note("leaf_rejected", f"{refused}; the old leaf stays")
+                return refused
+            # Roots are taken all the same: what Consul has dropped is trusted no more.
+            self.note("leaf_refused", f"{refused}; not ready until the agent gives another")
         self._trust = after
         self.generation = generation
         leaf = after.pair.leaf if after.pair else None
-        self._swap(replace(self.snapshot, leaf=leaf, roots=after.roots, generation=number))
-        return why
+        self._swap(
+            replace(self.snapshot, leaf=leaf, roots=after.roots, generation=number, refused=refused)
+        )
+        return why or refused
 
     def _swap(self, draft: Snapshot) -> None:
         old = self.snapshot

@@ -118,8 +118,8 @@ class Roots:
 
     @property
     def pem(self) -> str:
-        """All of them as one text."""
-        return "".join(self.certificates)
+        """All of them as one text; the last line of each is ended, which agents may leave out."""
+        return "".join(f"{pem.rstrip()}\n" for pem in self.certificates)
 
 
 def load_certificates(pem: str) -> list[x509.Certificate]:
@@ -133,6 +133,28 @@ def load_certificates(pem: str) -> list[x509.Certificate]:
         return x509.load_pem_x509_certificates(pem.encode("ascii"))
     except _UNREADABLE as error:
         raise CertificateError(f"PEM certificates expected: {error}") from None
+
+
+def read_root(pem: str) -> str:
+    """
+    Read what the agent lists as one root: one certificate or several, each an anchor of its own.
+
+    An anchor need not be self-signed: an offline company root above Consul's CA is not listed. So
+    nothing but its own basic constraints says that it may sign.
+
+    Returns:
+        The text.
+
+    Raises:
+        CertificateError: unreadable, or one of them is no CA.
+
+    Source: RFC 5280, 4.2.1.9 and 6.1.1; RFC 7468, 5.
+    """
+    for certificate in load_certificates(pem):
+        if not _may_sign(certificate):
+            name = certificate.subject.rfc4514_string()
+            raise CertificateError(f"a root that is no CA (basic constraints, CA:TRUE): {name!r}")
+    return pem
 
 
 def read_leaf(chain_pem: str) -> Leaf:

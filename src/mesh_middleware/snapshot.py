@@ -52,6 +52,8 @@ class Snapshot:
         policy: the intentions, compiled; ``None`` while anything it needs is missing.
         generation: grows with every change of leaf or roots.
         version: grows with every swap.
+        refused: what OpenSSL says against our own leaf under our own roots; empty where a handshake
+            would succeed.
     """
 
     leaf: Leaf | None = None
@@ -62,6 +64,7 @@ class Snapshot:
     policy: Policy | None = field(default=None, repr=False)
     generation: int = 0
     version: int = 0
+    refused: str = ""
 
     @property
     def joined(self) -> bool:
@@ -70,8 +73,8 @@ class Snapshot:
 
     @property
     def ready(self) -> bool:
-        """Whether requests can be judged: joined, and there is a policy."""
-        return self.joined and self.policy is not None
+        """Whether handshakes would succeed and requests can be judged."""
+        return self.joined and self.policy is not None and not self.refused
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,8 +23,9 @@ import socket
 import ssl
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -44,6 +45,9 @@ SERVER_ALPN = ("h2", "http/1.1")
 
 KNOWN_PEERS = 1024
 """Certificates remembered per generation, so that a peer that returns is not parsed again."""
+
+_TIMES = (9, 10)
+"""Source: OpenSSL, X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED."""
 
 _SERVER: Role = "server"
 _CLIENT: Role = "client"
@@ -99,6 +103,38 @@ class Generation:
                 _fill(context, self._pair, self._roots)
             self._contexts[role, alpn] = context
         return context
+
+    def check_itself(self, now: datetime) -> str:
+        """
+        Shake hands with itself, in memory, by the contexts that will serve and call.
+
+        What Python code says of a chain and what OpenSSL says of it can differ; only OpenSSL's word
+        counts in a handshake. Times are left to our own clock, which decides elsewhere.
+
+        Returns:
+            Why a peer with the same roots would refuse our leaf; empty where it would not, and
+            where there is none.
+        """
+        if self._pair is None or self._roots is None:
+            return ""
+        to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+        server = self.context(_SERVER, SERVER_ALPN).wrap_bio(to_server, to_client, server_side=True)
+        client = self.context(_CLIENT, ()).wrap_bio(to_client, to_server)
+        for ours, role in ((server, _CLIENT), (client, _SERVER)):
+            assert isinstance(ours, GatedObject)
+            ours.mesh_gate = partial(self.peer, role=role, now=now)
+        try:
+            for ours in (client, server, client, server):
+                give_way()
+                with suppress(ssl.SSLWantReadError):
+                    ours.do_handshake()
+        except ssl.SSLCertVerificationError as error:
+            if getattr(error, "verify_code", 0) in _TIMES:
+                return ""
+            return getattr(error, "verify_message", "") or str(error)
+        except ssl.SSLError as error:
+            return str(error)
+        return ""
 
     def peer(self, der: bytes | None, role: Role, now: datetime) -> Peer:
         """
@@ -268,6 +304,8 @@ def _context(role: Role, alpn: tuple[str, ...]) -> ssl.SSLContext:
     context.sslsocket_class = GatedSocket
     _harden(context)
     context.verify_mode = ssl.CERT_REQUIRED
+    # Every listed root is an anchor, self-signed or not; `certificates.read_root` demands CAs.
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     if alpn:
         context.set_alpn_protocols(alpn)
     return context

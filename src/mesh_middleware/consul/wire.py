@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
-from ..certificates import KeyPair, Roots, load_certificates, read_leaf
+from ..certificates import KeyPair, Roots, read_leaf, read_root
 from ..config import INSTANCE_KEY, Settings
 from ..exceptions import AgentAnswerError, CertificateError, IdentityError
 from ..identity import TrustDomain
@@ -274,9 +274,7 @@ def parse_roots(body: object) -> Roots:
         listed = answer.get("Roots")
         if not isinstance(listed, list):
             raise AgentAnswerError("roots: Roots is no list")
-        pems = tuple(_text(_table(root, "a root"), "RootCert") for root in listed)
-        for pem in pems:
-            load_certificates(pem)
+        pems = tuple(read_root(_text(_table(root, "a root"), "RootCert")) for root in listed)
         return Roots(trust_domain, pems, _text(answer, "ActiveRootID"))
     except (IdentityError, CertificateError) as error:
         raise AgentAnswerError(f"roots: {error}") from None

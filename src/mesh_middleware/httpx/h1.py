@@ -30,6 +30,8 @@ try:
 except ImportError:  # pragma: no cover - the suite runs with httptools, and says so of h11 by name
     httptools = None  # type: ignore[assignment, unused-ignore]
 
+MAX_INTERIM = 100
+"""Interim answers (1xx) that one request takes; an upstream could send them without end."""
 MAX_HEAD_BYTES = 100 * 1024
 """Longest head, chunk header or trailer. Source: httpcore, ``MAX_INCOMPLETE_EVENT_SIZE``."""
 
@@ -190,6 +192,7 @@ class Reading:
 class _H11:
     def __init__(self, reading: Reading, method: str = "GET", upgrades: bool = False) -> None:
         self._reading = reading
+        self._interim = 0
         self._connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD_BYTES)
         asked = _GET
         if method == "HEAD":
@@ -225,7 +228,11 @@ class _H11:
 
     def _apply(self, event: Any) -> None:
         reading, connection = self._reading, self._connection
-        if isinstance(event, h11.Data):
+        if isinstance(event, h11.InformationalResponse) and event.status_code != 101:
+            self._interim += 1
+            if self._interim > MAX_INTERIM:
+                raise httpx.RemoteProtocolError(f"more than {MAX_INTERIM} interim answers")
+        elif isinstance(event, h11.Data):
             reading.add(bytes(event.data))
         elif isinstance(event, h11.Response) or (
             isinstance(event, h11.InformationalResponse) and event.status_code == 101

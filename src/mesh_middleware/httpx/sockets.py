@@ -82,6 +82,8 @@ class Connection:
             pass
         while not reading.status:
             self.receive(reading, patience.within(patience.read))
+            if not reading.status and patience.is_over():
+                raise httpx.ReadTimeout(OVER)  # what has come was no answer
         return reading
 
     def receive(self, reading: Reading, timeout: float | None) -> None:
