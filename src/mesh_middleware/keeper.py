@@ -150,6 +150,8 @@ class Keeper:
             return "critical", f"the leaf expired {snapshot.leaf.not_after:%FT%TZ}"
         if snapshot.policy is None:
             return "critical", "no policy yet"
+        if snapshot.refused:
+            return "critical", "OpenSSL refuses the leaf under the roots of the mesh"
         if stalled := sorted(self._follower.health.troubles()):
             return "critical", f"watches that ended or stand still: {', '.join(stalled)}"
         return "passing", f"ready; leaf valid until {snapshot.leaf.not_after:%FT%TZ}"

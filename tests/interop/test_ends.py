@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from h2.errors import ErrorCodes
 from h2.events import DataReceived, StreamEnded
@@ -26,7 +27,7 @@ from mesh_middleware.httpx.goaway import Frames
 from mesh_middleware.resolve import Endpoint, StaticResolver
 
 from ..support.consul import free_ports
-from ..support.servers import Hypercorn, Process, clean_environment
+from ..support.servers import PATIENCE, Hypercorn, Process, clean_environment, until
 from .callers import Http2, connect, outsider_context
 from .conftest import Serve
 from .test_hypercorn import caller
@@ -81,11 +82,18 @@ def call_all(
     kind: str, mesh: Mesh, numbers: Iterable[int], version: str = "HTTP/2", **options: Any
 ) -> dict[str, int]:
     """Make all the calls, `CALLERS` at once; returns what the application says it has seen."""
+    until(lambda: registered(mesh), "tax to be registered")
     options = {"mesh": mesh, "http2": version == "HTTP/2", "timeout": 30, **options}
     waiting = calls(numbers)
     if kind == "sync":
         return _call_from_threads(waiting, version, options)
     return asyncio.run(_call_from_tasks(waiting, version, options))
+
+
+def registered(mesh: Mesh) -> bool:
+    """Whether callers find the service."""
+    url = f"{mesh.settings.agent}/v1/health/connect/tax?passing=1"
+    return bool(httpx.get(url, timeout=PATIENCE).json())
 
 
 def _call_from_threads(
