@@ -71,14 +71,18 @@ def test_a_file_of_keys_that_is_too_large_is_refused(tmp_path: Path) -> None:
         asyncio.run(fetch_keys(KeySource(f"file://{tmp_path / 'keys'}")))
 
 
-@pytest.mark.parametrize("kind", ODD)
+@pytest.mark.parametrize("kind", ["FIFO", "folder", "link to a FIFO", "link to a device"])
 def test_a_sealed_file_that_is_none_does_not_hold_up_the_start(kind: str, tmp_path: Path) -> None:
-    """It is refused, and the agent is asked."""
-    path = str(ODD[kind](tmp_path / "sealed"))
-    options = {"keep_file": path, "keep_key": "00" * 32}
+    """It is refused, the agent is asked, and nothing is put in its place."""
+    path = ODD[kind](tmp_path / "sealed")
+    before = path.lstat()
+    options = {"keep_file": str(path), "keep_key": "00" * 32}
     with DevAgent() as agent, Mesh("tax", agent=agent.url, **options) as mesh:
         assert mesh.ready(PATIENCE)
         assert mesh.status()["events"]["keepsake_refused"] == 1
+        until(lambda: "keepsake_not_saved" in mesh.status()["events"], "the refusal to write")
+    after = path.lstat()
+    assert (after.st_mode, after.st_ino) == (before.st_mode, before.st_ino)
 
 
 @pytest.mark.parametrize("kind", ODD)

@@ -150,6 +150,9 @@ def _read_key(text: str) -> bytes:
 
 
 def _replace(path: Path, content: bytes) -> None:
+    # Renaming would put a file in the place of whatever stands there, a device included.
+    with suppress(FileNotFoundError):
+        demand_regular(path)
     # mkstemp makes the file 0600; it is renamed over the old one only when it is whole.
     descriptor, name = tempfile.mkstemp(prefix=".keepsake-", dir=path.parent)
     try:

@@ -25,11 +25,10 @@ def rules(**options: Any) -> Policy:
     return policy(intention(Permissions=[*each, permission(PathPrefix="/")]))
 
 
-@pytest.mark.parametrize("invert", [False, True])
-def test_patterns_on_many_values_are_bounded(invert: bool) -> None:
+def test_patterns_on_many_values_are_bounded() -> None:
     """A hundred patterns and sixty repeats would take long: 400."""
     headers = [(b"x-a", b"a%d" % number) for number in range(60)]
-    judged = ask(rules(Invert=invert), headers=headers)
+    judged = ask(rules(), headers=headers)
     assert (judged.allowed, judged.status) == (False, 400)
     assert judged.reason is Reason.UNSOUND_HEADER
     assert "patterns" in judged.detail

@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 from h2.events import Event, StreamEnded
-from hyperframe.frame import DataFrame
 
 from mesh_middleware.dev import DevAgent
 
@@ -110,9 +109,9 @@ async def before_a_handshake_ends(connection: Http1 | Http2) -> None:
 async def by_an_error(connection: Http1 | Http2) -> None:
     """A frame that breaks the protocol ends all; an application beside it does not wait on."""
     assert isinstance(connection, Http2)
-    connection._open("/never")
+    connection._open("/large")
     connection._flush()
-    connection._writer.write(DataFrame(0, data=b"on no stream").serialize())
+    connection._writer.write(b"\x00\x00\x01\x00\x00\x00\x00\x00\x00x")  # DATA of no stream
     while await connection._reader.read(65536):
         pass
 

@@ -27,6 +27,7 @@ from typing import Any
 
 from h2.errors import ErrorCodes
 from h2.events import StreamReset
+from h2.exceptions import ProtocolError
 from hypercorn.events import Closed, RawData
 from hypercorn.protocol.h2 import H2Protocol
 from hyperframe.frame import GoAwayFrame, RstStreamFrame
@@ -82,7 +83,7 @@ def _counting(original: Callable[..., None]) -> Callable[..., None]:
     def __init__(self: Any, *args: Any, **options: Any) -> None:
         original(self, *args, **options)
         self.mesh_resets = ResetCount(h2_max_resets(), self.context.time)
-        self.mesh_own_resets = 0
+        self.mesh_own_resets, self.mesh_broken = 0, False
         connection = self.connection
         connection.receive_data = partial(_receive, self, connection.receive_data)
 
@@ -94,7 +95,11 @@ def _receive(protocol: Any, original: Callable[[bytes], list[Any]], data: bytes)
     # send by then does.
     sent = protocol.connection._data_to_send
     before = len(sent)
-    events = original(data)
+    try:
+        events = original(data)
+    except ProtocolError:
+        protocol.mesh_broken = True
+        raise
     protocol.mesh_own_resets += _count_resets(bytes(sent[before:]))
     return events
 
@@ -120,6 +125,10 @@ def _in_turns(original: Callable[[Any, Any], Awaitable[None]]) -> Any:
             if start:
                 await self.context.sleep(0)
             await original(self, RawData(data=data[start : start + SLICE]))
+            if self.mesh_broken and not self.closed:
+                # The peer broke the protocol: applications beside it are told at once, and do not
+                # wait for the end of a socket that may take its time.
+                await self.handle(Closed())
 
     return handle
 
