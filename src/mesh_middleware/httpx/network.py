@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from .carrier import OVER
 from .goaway import Frames
 from .library import httpx
 from .pool import retirement
@@ -40,6 +41,8 @@ class _Known:
         self.open: set[httpcore.AsyncNetworkStream] = set()
         """Of those whose calls may share one: what was made and not closed."""
         self._stream: Any = None
+        self.deadline: float | None = None
+        """Of the call under way, on the monotonic clock; threads use a connection one by one."""
 
     def meet(self, stream: Any, made: Any) -> Any:
         """Take note of a connection after its handshake; returns what httpcore is to use."""
@@ -65,6 +68,13 @@ class _Known:
         """Close whatever httpcore has forgotten to close."""
         for stream in list(self.open):
             await stream.aclose()
+
+    def within(self, seconds: float | None) -> float | None:
+        """Cut *seconds* at the deadline of the call under way, where there is one."""
+        if self.deadline is None:
+            return seconds
+        left = self.deadline - time.monotonic()
+        return left if seconds is None else min(seconds, left)
 
     def is_quiet(self) -> bool:
         """Whether nothing came unasked; where it did, the server has probably closed."""
@@ -109,7 +119,7 @@ class _Dialled(_Wrapped):
 
     def start_tls(self, *args: Any, **options: Any) -> httpcore.NetworkStream:
         found: httpcore.NetworkStream = self._known.meet(
-            self._stream.start_tls(*args, **options), _Framed
+            self._stream.start_tls(*args, **options), partial(_Framed, self._known)
         )
         return found
 
@@ -117,13 +127,23 @@ class _Dialled(_Wrapped):
 class _Framed(_Wrapped):
     """HTTP/2, for one call at a time."""
 
-    def __init__(self, stream: httpcore.NetworkStream, frames: Frames) -> None:
+    def __init__(self, known: _Known, stream: httpcore.NetworkStream, frames: Frames) -> None:
         super().__init__(stream)
-        self._frames = frames
+        self._known, self._frames = known, frames
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        left = self._known.within(timeout)
+        if left is not None and left <= 0:
+            raise httpcore.WriteTimeout(OVER)
+        self._stream.write(buffer, left)
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        # What comes may be nothing of this call's (PING, SETTINGS, WINDOW_UPDATE), without end.
         while True:
-            data = self._stream.read(max_bytes, timeout)
+            left = self._known.within(timeout)
+            if left is not None and left <= 0:
+                raise httpcore.ReadTimeout(OVER)
+            data = self._stream.read(max_bytes, left)
             if not data:
                 return data
             if seen := self._frames.take(data) + self._frames.resets():

@@ -119,6 +119,10 @@ def _raise(error: BaseException, sending: Sending, journey: Journey) -> None:
     if sending.begun and not sending.processed and isinstance(error, httpx.LocalProtocolError):
         text = f"{name} at {endpoint.address} refused the stream"
         raise httpx.RemoteProtocolError(text) from error
+    if sending.opened and isinstance(error, httpx.LocalProtocolError):
+        # What we sent was sent: the rule that was broken is one of what came since.
+        text = f"{name} at {endpoint.address} broke the protocol: {error}"
+        raise httpx.RemoteProtocolError(text) from error
     foreign = isinstance(error, Exception) and not isinstance(error, httpx.HTTPError)
     if foreign and journey.outgoing.stream is None:
         # httpcore's own, when a call beside this one was given up; a body's own errors stay.
@@ -174,6 +178,7 @@ class StockCarrier:
 
             try:
                 request = _direct(journey, note)
+                lane.limit(journey.patience.deadline)
                 response = lane.transport.handle_request(request)
                 break
             except BaseException as error:

@@ -106,6 +106,11 @@ class Lane:
         """What came over its HTTP/2 connection, if it has one."""
         return None if self._known is None else self._known.frames
 
+    def limit(self, deadline: float | None) -> None:
+        """Have the call that is made now end by *deadline*; for lanes that are not shared."""
+        if self._known is not None:
+            self._known.deadline = deadline
+
     def is_fit(self, now: float, expiry: float) -> bool:
         """Whether it may carry one call more."""
         frames = self.frames
@@ -182,6 +187,11 @@ class Sending:
         """Nobody waits for the answer any more."""
         if self._opened:
             self.lane.frames.cancel(self._stream)
+
+    @property
+    def opened(self) -> bool:
+        """Whether its head was sent."""
+        return self._opened
 
     @property
     def processed(self) -> bool:
