@@ -79,11 +79,8 @@ def test_a_task_that_ended_is_told_until_it_has_done_its_work() -> None:
 
 
 @pytest.mark.parametrize("raised", [*RAISED, None])
-def test_whatever_ends_a_task_it_begins_again(
-    raised: type[BaseException] | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_whatever_ends_a_task_it_begins_again(raised: type[BaseException] | None) -> None:
     """A return is an end, too; only a cancellation of the task itself ends it."""
-    monkeypatch.setattr("mesh_middleware.supervision.FIRST_PAUSE", 0.0)
     begun: list[int] = []
 
     async def scenario() -> None:
@@ -97,7 +94,7 @@ def test_whatever_ends_a_task_it_begins_again(
             if raised is not None:
                 raise raised
 
-        health = TaskHealth()
+        health = TaskHealth(first_pause=0.0)
         task = asyncio.create_task(supervise("work", work, health))
         await asyncio.wait_for(again.wait(), PATIENCE)
         assert health.troubles()
@@ -181,9 +178,9 @@ def test_a_watch_that_ended_shows_and_recovers(
 ) -> None:
     """Not ready meanwhile, counted, logged; then it follows the policy as before."""
     agent, mesh = joined
-    monkeypatch.setattr("mesh_middleware.supervision.FIRST_PAUSE", 0.3)
     watcher = mesh._watcher
     assert watcher is not None
+    watcher.health.first_pause = 0.3
     take, fails = watcher._belief.take_intentions, [True]
 
     def broken(*given: Any, **more: Any) -> bool:

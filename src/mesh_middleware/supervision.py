@@ -43,13 +43,16 @@ class TaskHealth:
     Args:
         clock: monotonic seconds.
         count: is told the code of each end.
+        first_pause: seconds before a task that ended begins again.
     """
 
     def __init__(
         self,
         clock: Callable[[], float] = time.monotonic,
         count: Callable[[str], None] = lambda code: None,
+        first_pause: float = FIRST_PAUSE,
     ) -> None:
+        self.first_pause = first_pause
         self._clock, self._count = clock, count
         self._due: dict[str, float] = {}
         self._ended: dict[str, str] = {}
@@ -89,7 +92,7 @@ class TaskHealth:
             name,
             exc_info=error,
         )
-        pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(fails - 1, 10))
+        pause = min(LONGEST_PAUSE, self.first_pause * 2.0 ** min(fails - 1, 10))
         self._due[name] = self._clock() + pause + SLACK
         return pause
 
