@@ -23,7 +23,7 @@ from .gate import (
     enter_request,
     leave_request,
 )
-from .inbound.judgement import JUDGEMENT, Judgement, find_judgement, routed_scope
+from .inbound.judgement import JUDGEMENT, Judgement, find_judgement, is_carried, routed_scope
 from .intentions import AsgiFacts, Decision
 from .intentions.facts import asgi_key
 from .live import Ended, LiveRequests
@@ -112,7 +112,7 @@ class MeshAuthz:
             if isinstance(outer, Judgement):
                 if outer.door is not self.door:
                     self.door.tell_overruled()
-                if outer.covers(scope, self.door.mesh):
+                if is_carried(scope, outer) and outer.covers(scope, self.door.mesh):
                     await self.app(_with_caller(scope, outer), receive, send)
                     return
                 routed = routed_scope(scope, outer.root_path)

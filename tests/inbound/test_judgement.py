@@ -214,6 +214,23 @@ def test_a_judgement_ends_with_its_request(inside: Inside) -> None:
     assert len(app.scopes) == 1
 
 
+def test_a_context_alone_carries_no_judgement(inside: Inside) -> None:
+    """An application that calls itself, in whatever way, is judged again, by the same identity."""
+    before, inner, again = decisions(inside), Exchange("/open/a"), MeshAuthz(App())
+    judged: list[Any] = []
+    judge_all = again.door.judge_all
+    again.door.judge_all = lambda *given: judged.append(given) or judge_all(*given)  # type: ignore[method-assign,func-returns-value]
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        inner.scope = {k: v for k, v in scope.items() if k != JUDGEMENT}
+        await inner.through(again)
+        await App()(scope, receive, send)
+
+    assert ask(inside, app, Exchange("/open/a")).status == 200
+    assert inner.status == 200 and len(judged) == 1
+    assert decisions(inside) == before + 1, "an allowing second judgement is not counted"
+
+
 def test_a_task_that_outlives_its_request_is_of_nobody(inside: Inside) -> None:
     """Neither its peer nor its trace is that caller's, nor is a call of the application."""
     questions: asyncio.Queue[asyncio.Future[Any]]

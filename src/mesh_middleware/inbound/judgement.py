@@ -127,12 +127,20 @@ def find_judgement(scope: Mapping[str, Any]) -> ActiveRequest | None:
 
     Adapters between WSGI and ASGI carry the other side's values: a2wsgi's ``wsgi_environ``. Where
     nothing is carried, the request in whose context this runs tells whose connection it is; but no
-    judgement is accepted from there, see `Judgement.covers`.
+    judgement is accepted from there: see `is_carried`.
     """
     found = scope.get(JUDGEMENT)
     if found is None:
         found = (scope.get("wsgi_environ") or {}).get(JUDGEMENT)
     return found if isinstance(found, Judgement) else active_request()
+
+
+def is_carried(scope: Mapping[str, Any], judgement: ActiveRequest) -> bool:
+    """Whether a judgement stands in this very scope, and was not found by the context alone."""
+    return (
+        scope.get(JUDGEMENT) is judgement
+        or (scope.get("wsgi_environ") or {}).get(JUDGEMENT) is judgement
+    )
 
 
 def find_environ_judgement(environ: Mapping[str, Any]) -> ActiveRequest | None:
