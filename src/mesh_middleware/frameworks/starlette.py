@@ -2,9 +2,8 @@
 Recognises a Starlette or FastAPI application in which `MeshAuthz` is outermost.
 
 Owns the proof. Starlette builds its stack of middlewares once, with the lifespan or the first
-request; here it is built for it, so that what is proven is what runs. The only thing outside of
-``user_middleware[0]`` may be Starlette's own ``ServerErrorMiddleware``, which answers only after an
-error.
+request; here it is built for it, so that what is proven is what runs. The only things outside of
+``user_middleware[0]`` may be the frameworks' own that answer nothing before an error.
 
 Source: Starlette, ``starlette.applications``; FastAPI, ``fastapi.applications``.
 """
@@ -20,6 +19,14 @@ from ..inbound.host import Middleware
 from .generic import is_original, own_door
 
 _HOMES = {"Starlette": "starlette.applications", "FastAPI": "fastapi.applications"}
+_OUTSIDE = {
+    "ServerErrorMiddleware": "starlette.middleware.errors",
+    "ExceptionTelemetryMiddleware": "fastapi.telemetry._asgi",
+    "AppBodyLimitMiddleware": "fastapi._body_limit",
+}
+"""What the frameworks themselves put outside of the first middleware, by name and module. None of
+them answers a request before an error, where no size of bodies is set."""
+
 _METHODS = ("__call__", "build_middleware_stack")
 
 
@@ -61,10 +68,20 @@ def _first_in_stack(app: Any) -> Door | None:
     if app.middleware_stack is None:
         app.middleware_stack = app.build_middleware_stack()
     stack = app.middleware_stack
-    errors: Any = sys.modules.get("starlette.middleware.errors")
-    if errors is None or type(stack) is not errors.ServerErrorMiddleware:
-        return None
-    return own_door(stack.app)
+    for _ in _OUTSIDE:
+        kind = type(stack)
+        home = _OUTSIDE.get(kind.__name__)
+        if home is None or getattr(sys.modules.get(home), kind.__name__, None) is not kind:
+            break
+        if not is_original(kind, "__call__", home) or _limits_bodies(app):
+            return None
+        stack = stack.app
+    return own_door(stack)
+
+
+def _limits_bodies(app: Any) -> bool:
+    """Whether the framework itself may answer a request, for the size of its body."""
+    return getattr(app, "max_body_size", None) is not None
 
 
 def _listed(app: Any) -> Iterator[Middleware]:
