@@ -335,7 +335,7 @@ def test_a_mesh_that_stands_by_is_not_registered_and_says_why() -> None:
             assert mesh.ready(PATIENCE)
             agent.deregister("tax-1")
             until(lambda: mesh.status()["registered"], "the registration")
-            assert "registration" not in mesh.status()["troubles"]
+            until(lambda: "registration" not in mesh.status()["troubles"], "the end of the trouble")
 
 
 def test_two_pods_with_one_port_are_two_instances(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from .carrier import OVER
+from .carrier import LEAST_PATIENCE, OVER
 from .goaway import Frames
 from .library import httpx
 from .pool import retirement
@@ -132,10 +132,9 @@ class _Framed(_Wrapped):
         self._known, self._frames = known, frames
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        # What can be written at once is: that the time is over, the next read says.
         left = self._known.within(timeout)
-        if left is not None and left <= 0:
-            raise httpcore.WriteTimeout(OVER)
-        self._stream.write(buffer, left)
+        self._stream.write(buffer, None if left is None else max(left, LEAST_PATIENCE))
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         # What comes may be nothing of this call's (PING, SETTINGS, WINDOW_UPDATE), without end.
