@@ -7,9 +7,14 @@ from typing import Any
 
 import h2.events
 import pytest
+import trio
+import trio.testing
+from h2.errors import ErrorCodes
 
 from mesh_middleware.servers._hypercorn.repairs.h2_flow_control import HIGH_WATER, SLICE
+from mesh_middleware.servers.hypercorn_mend import FAILED_RESPONSE_TIMEOUT
 
+from ..reliability import virtual
 from ..support.h2_connection import H2Inside, Turn, h2_inside
 from ..support.servers import PATIENCE
 
@@ -108,3 +113,57 @@ def test_a_stream_that_is_reset_lets_its_writer_go() -> None:
             assert not ends.protocol.streams.get(stream)
 
     asyncio.run(asyncio.wait_for(scenario(), PATIENCE))
+
+
+async def fails_within(scope: Any, receive: Any, send: Any) -> None:
+    """It has sent more than the window takes when it fails."""
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"x" * 1000, "more_body": True})
+
+
+def on_asyncio(work: Any) -> None:
+    """In virtual time."""
+    virtual.run(work())
+
+
+def on_trio(work: Any) -> None:
+    """In virtual time."""
+    trio.run(work, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+@pytest.mark.parametrize("window", [0, 1, 999, 1000])
+@pytest.mark.parametrize("worker", ["asyncio", "trio"])
+def test_a_failed_response_that_is_not_read_is_reset(worker: str, window: int) -> None:
+    """Its stream, its buffer and the task of its application end; the peer sees no complete end."""
+
+    async def scenario() -> None:
+        async with h2_inside(fails_within, window=window, worker=worker) as ends:
+            stream = ends.request()
+            await ends.flush()
+            await ends.protocol.context.sleep(2 * FAILED_RESPONSE_TIMEOUT)
+            (reset,) = ends.of(h2.events.StreamReset)
+            assert (reset.stream_id, reset.error_code) == (stream, ErrorCodes.INTERNAL_ERROR)
+            assert not ends.of(h2.events.StreamEnded)
+            assert sum(len(event.data) for event in ends.of(h2.events.DataReceived)) == window
+            assert not ends.protocol.streams and not ends.protocol.stream_buffers
+
+    (on_trio if worker == "trio" else on_asyncio)(scenario)
+
+
+@pytest.mark.parametrize("worker", ["asyncio", "trio"])
+def test_a_failed_response_that_is_read_late_arrives_first(worker: str) -> None:
+    """Within the limit the peer gets all that the application sent, then the reset."""
+
+    async def scenario() -> None:
+        async with h2_inside(fails_within, window=0, worker=worker) as ends:
+            stream = ends.request()
+            await ends.flush()
+            await ends.protocol.context.sleep(FAILED_RESPONSE_TIMEOUT / 2)
+            assert not ends.of(h2.events.StreamReset)
+            ends.peer.increment_flow_control_window(1000, stream)
+            await ends.flush()
+            await ends.protocol.context.sleep(FAILED_RESPONSE_TIMEOUT / 4)
+            assert sum(len(event.data) for event in ends.of(h2.events.DataReceived)) == 1000
+            assert len(ends.of(h2.events.StreamReset)) == 1
+
+    (on_trio if worker == "trio" else on_asyncio)(scenario)

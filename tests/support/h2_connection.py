@@ -11,6 +11,8 @@ import h2.config
 import h2.connection
 import h2.events
 import h2.settings
+import hypercorn.trio.task_group
+import hypercorn.trio.worker_context
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.asyncio.task_group import TaskGroup
 from hypercorn.asyncio.worker_context import WorkerContext
@@ -75,9 +77,29 @@ class H2Inside:
         return 0 if buffer is None else len(buffer.buffer)
 
 
+_CONTEXTS: dict[str, Any] = {
+    "asyncio": WorkerContext,
+    "trio": hypercorn.trio.worker_context.WorkerContext,
+}
+
+
+def _group(worker: str) -> Any:
+    if worker == "trio":
+        return hypercorn.trio.task_group.TaskGroup()
+    return TaskGroup(asyncio.get_running_loop())
+
+
+def _cancel(group: Any) -> None:
+    if isinstance(group, TaskGroup):
+        for task in list(group._task_group._tasks):
+            task.cancel()
+    else:
+        group._nursery.cancel_scope.cancel()
+
+
 @asynccontextmanager
 async def h2_inside(
-    app: Any, *, window: int = 65535, context: Any = None, **options: Any
+    app: Any, *, window: int = 65535, context: Any = None, worker: str = "asyncio", **options: Any
 ) -> AsyncIterator[H2Inside]:
     """
     Make a connection; it is closed at the end.
@@ -86,10 +108,11 @@ async def h2_inside(
         app: an ASGI application.
         window: of each stream, at the client.
         context: of the worker.
+        worker: kind of the worker whose loop runs, asyncio or trio.
         options: of Hypercorn's configuration.
     """
     mend()
-    config, loop = Config(), asyncio.get_running_loop()
+    config, group = Config(), _group(worker)
     for name, value in options.items():
         setattr(config, name, value)
     peer = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
@@ -101,11 +124,11 @@ async def h2_inside(
     async def take(event: Any) -> None:
         await ends[0].take(event)
 
-    async with TaskGroup(loop) as group:
+    async with group:
         protocol = H2Protocol(
             ASGIWrapper(app),
             config,
-            context or WorkerContext(None),
+            context or _CONTEXTS[worker](None),
             group,
             ConnectionState({}),
             True,
@@ -120,5 +143,4 @@ async def h2_inside(
             yield ends[0]
         finally:
             await protocol.handle(Closed())
-            for task in list(group._task_group._tasks):
-                task.cancel()
+            _cancel(group)

@@ -49,6 +49,9 @@ class _Answered:
 
 _ANSWERED = _Answered()
 
+FAILED_RESPONSE_TIMEOUT = 5.0
+"""Seconds for a peer to read what a failed application has sent; then its stream is reset."""
+
 _ITS_OWN = (400, 404)
 """Errors that are Hypercorn's word; those of an application that fails or says no end with it."""
 
@@ -211,15 +214,35 @@ def _end_what_was_begun(protocol: Any) -> None:
             # In the application's task, which has gone: what it has said is sent before.
             self.priority.unblock(number)
             await self.has_data.set()
-            await buffer.drain()
+            await _drain_in_time(self, buffer)
             if is_open(self, number):
                 self.connection.reset_stream(number, ErrorCodes.INTERNAL_ERROR)
                 await self._flush()
+            # Only after the reset: a closed buffer counts as a complete response.
+            await buffer.close()
         if number in self.stream_buffers:
             self.priority.unblock(number)
         await original(self, number)
 
     protocol._close_stream = _close_stream
+
+
+async def _drain_in_time(protocol: Any, buffer: Any) -> None:
+    """Wait until the peer has read what is in *buffer*, `FAILED_RESPONSE_TIMEOUT` at most."""
+    if not buffer.buffer:
+        await buffer.drain()
+        return
+
+    async def give_up() -> None:
+        await protocol.context.sleep(FAILED_RESPONSE_TIMEOUT)
+        await buffer._is_empty.set()
+
+    limit = protocol.context.single_task_class()
+    await limit.restart(protocol.task_group, give_up)
+    try:
+        await buffer.drain()
+    finally:
+        await limit.stop()
 
 
 def _make_room(queue: Any) -> None:
