@@ -231,3 +231,75 @@ def test_resets_of_our_own_do_not_count(caplog: pytest.LogCaptureFixture) -> Non
             assert not ends.of(h2.events.ConnectionTerminated) and not ends.closed
 
     run(scenario())
+
+
+def begin(ends: H2Inside, stream: int, flags: int = 0x04) -> bytes:
+    """HEADERS of one request by hand; without more flags, its body follows."""
+    block: bytes = ends.peer.encoder.encode(
+        [(":method", "POST"), (":path", "/"), (":scheme", "https"), (":authority", "a")]
+    )
+    head = len(block).to_bytes(3, "big") + bytes((1, flags)) + stream.to_bytes(4, "big")
+    return head + block
+
+
+def piece(stream: int) -> bytes:
+    """DATA, one byte of a body."""
+    return b"\0\0\x01\0\0" + stream.to_bytes(4, "big") + b"x"
+
+
+async def failing_early(scope: Any, receive: Any, send: Any) -> None:
+    """Ends within its response: the server resets the stream."""
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"a", "more_body": True})
+
+
+@pytest.mark.parametrize("pieces", [1, 4, 300])
+@pytest.mark.parametrize("kind", ["failed", "refused"])
+def test_data_in_flight_for_streams_that_the_server_reset_is_not_counted(
+    kind: str, pieces: int
+) -> None:
+    """The peer cannot know yet: each DATA frame makes h2 send another RST_STREAM."""
+    failed = kind == "failed"
+    uploads = H2_MAX_RESETS // pieces + 10
+    limit = 10**6 if failed else 1
+
+    async def scenario() -> None:
+        app = failing_early if failed else Holding()
+        options = {"keep_alive_max_requests": 10**6, "h2_max_concurrent_streams": limit}
+        async with h2_inside(app, **options) as ends:
+            from hypercorn.events import RawData
+
+            ends.reads = False
+            for stream in range(1, 2 * uploads, 2):
+                await ends.protocol.handle(RawData(begin(ends, stream)))
+                for _ in range(15):
+                    await Turn()
+                ends.frames = b""
+                await ends.protocol.handle(RawData(piece(stream) * pieces))
+                if failed or stream > 1:
+                    assert ends.frames.count(b"\0\0\x04\x03\0") >= pieces  # each is answered
+            assert not ends.protocol.mesh_resets.warned and not ends.closed
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("reads", [1, 2])
+def test_a_stream_that_the_peer_breaks_counts_once(reads: int) -> None:
+    """In the read that began it or a later one; not again for what follows on that stream."""
+    limit = H2_MAX_RESETS
+
+    async def scenario() -> None:
+        async with h2_inside(Holding(), keep_alive_max_requests=10**6) as ends:
+            from hypercorn.events import RawData
+
+            ends.reads = False
+            for count in range(1, limit + 2):
+                assert not ends.protocol.mesh_resets.warned
+                stream = 2 * count - 1
+                error = WindowUpdateFrame(stream, window_increment=2**31 - 1).serialize()
+                parts = [begin(ends, stream), error + piece(stream) * 3]
+                for data in parts if reads == 2 else [b"".join(parts)]:
+                    await ends.protocol.handle(RawData(data))
+            assert ends.protocol.mesh_resets.warned
+
+    run(scenario())

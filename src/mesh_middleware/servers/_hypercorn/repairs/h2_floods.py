@@ -10,9 +10,9 @@ resets are not counted, and the tree of priorities takes streams that do not exi
 where it raises an error that nobody handles.
 
 Fix: what is read is handled in slices, with a turn of the event loop after each. Resets, by the
-peer or by h2 for the peer's errors, are counted per connection; beyond a limit in ten seconds the
-connection says GOAWAY (ENHANCE_YOUR_CALM), answers what it has begun, and is closed at once if its
-peer goes on. Priorities are kept for streams that exist only.
+peer or by h2 for the peer's errors on a stream in progress, are counted per connection; beyond a
+limit in ten seconds the connection says GOAWAY (ENHANCE_YOUR_CALM), answers what it has begun, and
+is closed at once if its peer goes on. Priorities are kept for streams that exist only.
 
 Source: RFC 9113, 5.3.2, 5.4.1 and 10.5; CVE-2023-44487 (rapid reset), CVE-2025-8671.
 """
@@ -94,22 +94,29 @@ def _receive(protocol: Any, original: Callable[[bytes], list[Any]], data: bytes)
     # h2 resets a stream by itself for an error of the peer's: no event tells, but what it has to
     # send by then does.
     sent = protocol.connection._data_to_send
-    before = len(sent)
+    before, highest = len(sent), protocol.connection.highest_inbound_stream_id
     try:
         events = original(data)
     except ProtocolError:
         protocol.mesh_broken = True
         raise
-    protocol.mesh_own_resets += _count_resets(bytes(sent[before:]))
+    if len(sent) > before:
+        # A stream that had ended before is not counted: h2 resets it again for each frame that its
+        # peer had sent before it could know.
+        protocol.mesh_own_resets += sum(
+            stream > highest or stream in protocol.streams
+            for stream in _streams_reset(bytes(sent[before:]))
+        )
     return events
 
 
-def _count_resets(frames: bytes) -> int:
-    count = place = 0
+def _streams_reset(frames: bytes) -> set[int]:
+    streams, place = set(), 0
     while place + 9 <= len(frames):
-        count += frames[place + 3] == RstStreamFrame.type
+        if frames[place + 3] == RstStreamFrame.type:
+            streams.add(int.from_bytes(frames[place + 5 : place + 9], "big"))
         place += 9 + int.from_bytes(frames[place : place + 3], "big")
-    return count
+    return streams
 
 
 def _in_turns(original: Callable[[Any, Any], Awaitable[None]]) -> Any:
